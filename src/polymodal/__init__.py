@@ -1,0 +1,1 @@
+"""Polymodal: learn from texts, images, sounds and numbers at once."""

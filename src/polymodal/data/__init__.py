@@ -1,0 +1,1 @@
+"""Tables: reading, splitting, cleaning, features kept on disk, batches."""

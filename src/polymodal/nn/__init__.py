@@ -1,0 +1,1 @@
+"""Layers, backbones and their weights. Nothing here knows of specs."""

@@ -1,0 +1,109 @@
+"""Layers shared by several parts. Plain arguments in, Masked or tensors out."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from polymodal.types import Masked
+
+
+class Positions(nn.Module):
+    """Learned linear map of sines and cosines of positions: (B, N, K) -> (B, N, dim).
+
+    Wavelengths run geometrically from half a unit to 512 units, so one layer serves shares of an image,
+    seconds and token indices. Starts at zero: positions count only where training finds that they help.
+
+    Source: Vaswani et al. 2017, section 3.5, with a learned map behind it.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, coordinates: int, dim: int, waves: int = 11) -> None:
+        super().__init__()
+        steps = torch.arange(waves) / (waves - 1)
+        self.register_buffer("frequencies", 2 * math.pi * 2.0 * (1 / 1024) ** steps, persistent=False)
+        self.project = nn.Linear(2 * waves * coordinates, dim, bias=False)
+        nn.init.zeros_(self.project.weight)
+
+    def forward(self, at: Tensor) -> Tensor:
+        """Map positions (B, N, K) to (B, N, dim)."""
+        angle = (at.unsqueeze(-1) * self.frequencies).flatten(2)
+        return self.project(torch.cat([angle.sin(), angle.cos()], -1))
+
+
+class TokenEncoder(nn.Module):
+    """A backbone's tokens (B, T, W) -> (B, T, dim): normalise, drop, project, add positions."""
+
+    def __init__(self, width: int, dim: int, coordinates: int = 0, dropout: float = 0.1) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Linear(width, dim)
+        self.positions = Positions(coordinates, dim) if coordinates else None
+
+    def forward(self, x: Masked) -> Masked:
+        """Encode tokens; mask and positions stay."""
+        values = self.project(self.dropout(self.norm(x.values)))
+        if self.positions is not None and x.at is not None:
+            values = values + self.positions(x.at)
+        return Masked(values, x.mask, x.at)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of queries (B, T, D) on masked keys (B, S, D).
+
+    A row without any real key gets zeros, not NaN.
+    """
+
+    def __init__(self, dim: int, heads: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, dropout
+        self.query, self.key_value, self.out = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim), nn.Linear(dim, dim)
+
+    def forward(self, queries: Tensor, context: Masked) -> Tensor:
+        """Attend from queries (B, T, D) to the context's real positions. (B, T, D)."""
+        parts = [self.query(queries), *self.key_value(context.values).chunk(2, -1)]
+        q, k, v = (x.unflatten(-1, (self.heads, -1)).transpose(1, 2) for x in parts)
+        present = context.present
+        mask = context.mask | ~present[:, None]  # an all-masked row would be NaN: let it look, then blank it
+        drop = self.dropout if self.training else 0.0
+        y = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None, None, :], dropout_p=drop)
+        return self.out(y.transpose(1, 2).flatten(2)) * present[:, None, None]
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block over masked tokens (B, T, D), which attend to ``context`` or to themselves."""
+
+    def __init__(self, dim: int, heads: int = 4, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.attend = Attention(dim, heads, dropout)
+        self.drop = nn.Dropout(dropout)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Masked, context: Masked | None = None) -> Masked:
+        """Update x's tokens; masked positions are kept as zeros."""
+        clean = x.values.masked_fill(~x.mask[..., None], 0.0)
+        normed = self.norm1(clean)
+        seen = Masked(normed, x.mask) if context is None else context
+        hidden = clean + self.drop(self.attend(normed, seen))
+        hidden = hidden + self.drop(self.mlp(self.norm2(hidden)))
+        return Masked(hidden.masked_fill(~x.mask[..., None], 0.0), x.mask, x.at)
+
+
+class AttentionPool(nn.Module):
+    """Softmax-weighted mean of masked tokens by a learned score: (B, T, D) -> (B, D); zeros for absent rows."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.score = nn.Linear(dim, 1)
+
+    def forward(self, x: Masked) -> Tensor:
+        """Pool (B, T, D) to (B, D)."""
+        clean = x.values.masked_fill(~x.mask[..., None], 0.0)
+        score = self.score(clean).squeeze(-1).masked_fill(~x.mask, -1e9)
+        return ((score.softmax(-1) * x.mask)[..., None] * clean).sum(1)

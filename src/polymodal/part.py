@@ -1,0 +1,231 @@
+"""Part: a frozen, serialisable choice in a spec. Modality, Fusion and Task are its three kinds."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from polymodal.errors import suggest
+from polymodal.nn.backbone import Backbone
+from polymodal.types import Fused, Masked
+
+
+class Part(BaseModel, ABC):
+    """A named choice with parameters. Subclasses set ``type: Literal["name"] = "name"`` and are known by it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    known: ClassVar[dict[str, type[Part]]]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Give each kind (a direct subclass of Part) a table of its own."""
+        super().__init_subclass__(**kwargs)
+        if Part in cls.__bases__:
+            cls.known = {}
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Enter the part in its kind's table under its ``type``."""
+        if "type" in cls.model_fields:
+            cls.known[cls.model_fields["type"].default] = cls
+
+    @classmethod
+    def parse(cls, value: Any) -> Part:
+        """Accept a part, its name, or a mapping with a ``type``.
+
+        Raises:
+            ValueError: the type is unknown; the message offers the nearest name.
+        """
+        if isinstance(value, cls):
+            return value
+        value = {"type": value} if isinstance(value, str) else dict(value)
+        name, kind = value.get("type"), cls.__name__.lower()
+        if name not in cls.known:
+            raise ValueError(f"{kind} type must be one of {sorted(cls.known)}, got {name!r}.{suggest(name, cls.known)}")
+        return cls.known[name].model_validate(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One decoded cell.
+
+    Attributes:
+        value: the value in memory, as the modality's ``augment`` and ``collate`` take it.
+        repairs: what had to be mended, in constant words that can be counted ("truncated file", "clipped").
+        facts: numbers worth a range in the data report ({"width": 640.0, "height": 480.0}, {"seconds": 1.2}).
+    """
+
+    value: Any
+    repairs: tuple[str, ...] = ()
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+class Modality(Part):
+    """One kind of input: how its raw cells become tensors, and tensors become tokens.
+
+    Attributes:
+        column: the table's column; the input's own name when not given.
+        media: True if a cell is a path, URL, data URL or bytes, which reaches `read` as bytes; False if
+            a cell reaches `read` as it stands in the table.
+    """
+
+    media: ClassVar[bool] = False
+    column: str | None = None
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The table's columns that an input called ``name`` is made of."""
+        return (self.column or name,)
+
+    @abstractmethod
+    def read(self, content: Any) -> Reading:
+        """Decode and clean one present cell.
+
+        Args:
+            content: bytes for media; the cell's value otherwise; a dict {column: value} where the
+                modality spans several columns (None where one is missing).
+
+        Raises:
+            DataError: the content is broken. The caller adds row, column and path.
+        """
+
+    def fit(self, values: Iterable[Any | None]) -> Self:
+        """A copy that has learned what it needs (a vocabulary, a scale) from the training values.
+
+        Args:
+            values: decoded on demand, in order, None where absent. May be iterated more than once.
+                A part that needs no data must not iterate: that would decode every file.
+        """
+        return self
+
+    @property
+    def augments(self) -> bool:
+        """Whether `augment` changes anything, so that tokens cannot be computed once and kept."""
+        return False
+
+    def augment(self, value: Any, rng: np.random.Generator) -> Any:
+        """A varied copy of a present value, for training only."""
+        return value
+
+    @abstractmethod
+    def collate(self, values: Sequence[Any | None]) -> Masked:
+        """Values -> (B, N, ...). None becomes a row with nothing real in it."""
+
+    def backbone(self) -> Backbone | None:
+        """The pretrained network from collated values to tokens (B, T, W), or None to train from scratch."""
+        return None
+
+    @abstractmethod
+    def encoder(self, dim: int) -> nn.Module:
+        """A trainable module from the backbone's tokens (or collated values, without one) to (B, T, dim).
+
+        It never sees an absent row: every row it gets has at least one real position.
+        """
+
+    @abstractmethod
+    def summary(self, x: Masked) -> Tensor:
+        """A fixed (B, F) vector per sample for linear baselines, from what the encoder takes.
+
+        F must not depend on the batch. Absent rows may hold anything: the caller masks them.
+        """
+
+
+class Fusion(Part):
+    """How the tokens of several inputs become one vector per sample."""
+
+    @abstractmethod
+    def build(self, names: Sequence[str], dim: int) -> nn.Module:
+        """A module from {name: Masked (B, T, dim)} to `Fused`.
+
+        Any subset of inputs may be absent in any row, also all of them; names may come in any order, and
+        a name may be left out, which means the same as absent in every row.
+        """
+
+
+class Task(Part):
+    """One kind of output: its target, head, loss, prediction and metrics.
+
+    Attributes:
+        column: the table's target column; the task's own name when not given.
+        weight: factor of this task's loss in the sum over tasks.
+    """
+
+    column: str | None = None
+    weight: float = 1.0
+
+    def columns(self, name: str) -> tuple[str, ...]:
+        """The table's columns that a task called ``name`` learns."""
+        return (self.column or name,)
+
+    @abstractmethod
+    def fit(self, values: Sequence[Any | None]) -> Self:
+        """A copy that knows its classes or scale. ``values`` as for `collate`."""
+
+    @abstractmethod
+    def collate(self, values: Sequence[Any | None]) -> Masked:
+        """Raw targets -> (B, K). None is unlabelled and is left out of loss and metrics.
+
+        Raises:
+            DataError: a value is no target of this task.
+        """
+
+    @abstractmethod
+    def head(self, dim: int) -> nn.Module:
+        """A module from `Fused` to this task's raw output, a tensor that starts with B."""
+
+    @abstractmethod
+    def loss(self, output: Tensor, target: Masked) -> Tensor:
+        """Mean loss over labelled samples; 0 (with a gradient path) if there are none. Scalar."""
+
+    @abstractmethod
+    def predict(self, output: Tensor) -> list[dict[str, Any]]:
+        """One JSON-able mapping per sample, with certainty."""
+
+    @abstractmethod
+    def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
+        """The field's scores over labelled samples. The first is the task's headline score."""
+
+
+class VectorTask(Task):
+    """A task whose raw output is one vector (B, size) per sample, so that a linear model can solve it too."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Length of the raw output of one sample."""
+
+    def head(self, dim: int) -> nn.Module:
+        """Linear map of the pooled vector."""
+        return PooledHead(dim, self.size)
+
+    @abstractmethod
+    def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
+        """The raw output whose prediction is the weighted mean of several predictions.
+
+        Args:
+            outputs: M raw outputs (B, size).
+            weights: (M,) or (B, M), not negative, summing to 1 over M.
+
+        Returns:
+            (B, size), such that `predict`, `loss` and `metrics` take it like a head's own output.
+        """
+
+    @abstractmethod
+    def calibrate(self, output: Tensor, target: Masked) -> Self:
+        """A copy whose certainty is fitted to held-out outputs (a temperature, a scale)."""
+
+
+class PooledHead(nn.Module):
+    """A linear map of a fusion's pooled vector: Fused -> (B, size)."""
+
+    def __init__(self, dim: int, size: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim, size)
+
+    def forward(self, fused: Fused) -> Tensor:
+        """Map pooled (B, dim) to (B, size)."""
+        return self.project(fused.pooled)

@@ -1,0 +1,1 @@
+"""The kinds of output. A part is known once its file is imported: to add one, write its file and name it here."""
