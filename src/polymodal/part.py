@@ -34,8 +34,13 @@ class Part(BaseModel, ABC):
         if "type" in cls.model_fields:
             cls.known[cls.model_fields["type"].default] = cls
 
+    @property
+    def kind(self) -> str:
+        """The name that a spec calls this part by."""
+        return type(self).model_fields["type"].default
+
     @classmethod
-    def parse(cls, value: Any) -> Part:
+    def parse(cls, value: Any) -> Self:
         """Accept a part, its name, or a mapping with a ``type``.
 
         Raises:
@@ -47,7 +52,7 @@ class Part(BaseModel, ABC):
         name, kind = value.get("type"), cls.__name__.lower()
         if name not in cls.known:
             raise ValueError(f"{kind} type must be one of {sorted(cls.known)}, got {name!r}.{suggest(name, cls.known)}")
-        return cls.known[name].model_validate(value)
+        return cls.known[name].model_validate(value)  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +77,11 @@ class Modality(Part):
         column: the table's column; the input's own name when not given.
         media: True if a cell is a path, URL, data URL or bytes, which reaches `read` as bytes; False if
             a cell reaches `read` as it stands in the table.
+        spans: True if a cell is made of several columns and reaches `read` as {column: value or None}.
     """
 
     media: ClassVar[bool] = False
+    spans: ClassVar[bool] = False
     column: str | None = None
 
     def columns(self, name: str) -> tuple[str, ...]:
@@ -86,8 +93,11 @@ class Modality(Part):
         """Decode and clean one present cell.
 
         Args:
-            content: bytes for media; the cell's value otherwise; a dict {column: value} where the
-                modality spans several columns (None where one is missing).
+            content: bytes for media; {column: value or None} where the modality ``spans`` columns; else the
+                cell's value.
+
+        Returns:
+            The value; a value of None means that nothing usable was left, and the cell counts as absent.
 
         Raises:
             DataError: the content is broken. The caller adds row, column and path.
@@ -136,6 +146,9 @@ class Modality(Part):
 
 class Fusion(Part):
     """How the tokens of several inputs become one vector per sample."""
+
+    late: ClassVar[bool] = False
+    """True where each input is decided by its own head and the fusion only weighs the answers."""
 
     @abstractmethod
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
@@ -188,6 +201,14 @@ class Task(Part):
     @abstractmethod
     def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
         """The field's scores over labelled samples. The first is the task's headline score."""
+
+    def balance(self, target: Masked) -> dict[str, int]:
+        """How many labelled samples each class has; empty where a task has no classes."""
+        return {}
+
+    def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
+        """JSON-able tables for the report (a confusion matrix, scores per class); empty where a task has none."""
+        return {}
 
 
 class VectorTask(Task):

@@ -71,6 +71,19 @@ class Masked:
         at = None if self.at is None else self.at.to(device)
         return type(self)(self.values.to(device), self.mask.to(device), at)
 
+    def spread(self, rows: Tensor) -> Self:
+        """Put these rows back among absent ones: undoes ``x[rows]`` for ``rows`` (B,) bool. (B, N, ...)."""
+        if bool(rows.all()):
+            return self
+        values = self.values.new_zeros(len(rows), *self.values.shape[1:])
+        mask = self.mask.new_zeros(len(rows), self.mask.shape[1])
+        values[rows], mask[rows] = self.values, self.mask
+        if self.at is None:
+            return type(self)(values, mask)
+        at = self.at.new_zeros(len(rows), *self.at.shape[1:])
+        at[rows] = self.at
+        return type(self)(values, mask, at)
+
     def split(self) -> list[Masked]:
         """One Masked per row, each (1, n, ...), cut after its last real position (n >= 1)."""
         rows = []

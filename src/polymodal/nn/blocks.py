@@ -3,12 +3,40 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from polymodal.types import Masked
+
+
+class Named(nn.Module):
+    """Modules by any name, also ones that `torch.nn.ModuleDict` refuses ("type", "a.b")."""
+
+    def __init__(self, modules: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.names = tuple(modules)
+        for name, module in modules.items():
+            self.add_module(self._key(name), module)
+
+    @staticmethod
+    def _key(name: str) -> str:
+        return "@" + name.replace("%", "%25").replace(".", "%2E")
+
+    def __getitem__(self, name: str) -> Any:
+        """Return the module called ``name``."""
+        return self._modules[self._key(name)]
+
+    def __iter__(self) -> Iterator[str]:
+        """Iterate over names in the order they were given."""
+        return iter(self.names)
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Names and modules in the order they were given."""
+        return ((name, self[name]) for name in self.names)
 
 
 class Positions(nn.Module):

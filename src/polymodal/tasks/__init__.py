@@ -1,1 +1,7 @@
 """The kinds of output. A part is known once its file is imported: to add one, write its file and name it here."""
+
+from polymodal.tasks.classify import Classify
+from polymodal.tasks.multilabel import Multilabel
+from polymodal.tasks.regress import Regress
+
+__all__ = ["Classify", "Multilabel", "Regress"]

@@ -1,0 +1,74 @@
+"""The model card: what a bundle is, for the person who finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from polymodal.spec import Spec
+
+
+def card(spec: Spec, report: Mapping[str, Any]) -> str:
+    """Markdown with inputs, outputs, scores on held-out rows, data and limits."""
+    inputs = "\n".join(
+        f"| {name} | {part.kind} | {', '.join(part.columns(name))} |" for name, part in spec.inputs.items()
+    )
+    outputs = "\n".join(
+        f"| {name} | {task.kind} | {', '.join(task.columns(name))} |" for name, task in spec.outputs.items()
+    )
+    return "\n".join(
+        [
+            "# Model card",
+            "",
+            f"A Polymodal bundle: {', '.join(spec.inputs)} -> {', '.join(spec.outputs)}, fused by `{spec.fusion.kind}`.",
+            "",
+            "| input | modality | columns |\n|---|---|---|\n" + inputs,
+            "",
+            "| output | task | columns |\n|---|---|---|\n" + outputs,
+            "",
+            "## Scores",
+            "",
+            *_scores(report),
+            "",
+            "## Data",
+            "",
+            *_data(report),
+            "",
+            "## Limits",
+            "",
+            "Scores hold for rows like those it was fitted on. An input that is absent is left out of the answer; the",
+            "scores without each input say what that costs. `report.json` holds every figure.",
+            "",
+            "## Use",
+            "",
+            "```python",
+            "import polymodal as pm",
+            "",
+            'model = pm.load("path/to/this/folder")',
+            "model.predict([{" + ", ".join(f'"{c}": ...' for n, p in spec.inputs.items() for c in p.columns(n)) + "}])",
+            "```",
+            "",
+        ]
+    )
+
+
+def _scores(report: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for side in ("test", "valid"):
+        for name, task in report.get(side, {}).get("tasks", {}).items():
+            metric = task["headline"]
+            if metric is None:
+                continue
+            rows = report[side]["rows"]
+            parts = [f"{metric} {task['scores'][metric]:.3f}"]
+            parts += [f"without {i} {scores[metric]:.3f}" for i, scores in task["without"].items() if metric in scores]
+            lines.append(f"- {name}, {rows} {side} rows: {', '.join(parts)}.")
+    return lines or ["No labelled rows were held out."]
+
+
+def _data(report: Mapping[str, Any]) -> list[str]:
+    data = report.get("data", {})
+    lines = [f"- {data.get('rows', 0)} rows from `{data.get('source', '?')}`."]
+    for name, seen in data.get("inputs", {}).items():
+        lines.append(f"- {name}: {seen['present']} present, {seen['absent']} absent, {seen['quarantined']} broken.")
+    return lines

@@ -1,0 +1,122 @@
+"""Embedder: the frozen backbones of a spec, each in the fastest runtime that agrees with it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from polymodal.data.features import FeatureStore, cache_folder
+from polymodal.data.shelf import rounded
+from polymodal.errors import BundleError
+from polymodal.nn.backbone import Backbone
+from polymodal.nn.runtime import accelerate
+from polymodal.nn.weights import PACKAGED
+from polymodal.part import Modality
+from polymodal.spec import Spec
+from polymodal.types import Masked
+
+
+class Embedder:
+    """Turns collated values into backbone tokens.
+
+    On a CPU a backbone runs through ONNX Runtime, from a graph kept in the cache folder; on another device it
+    runs in torch. Tokens are rounded to half precision, as the feature store keeps them, so that kept and
+    fresh ones agree.
+
+    Attributes:
+        store: of features, or None to keep nothing on disk.
+    """
+
+    def __init__(self, spec: Spec, device: torch.device, store: FeatureStore | None = None) -> None:
+        self.modalities: dict[str, Modality] = dict(spec.inputs)
+        self.device, self.store = device, store
+        self._ready: dict[str, Backbone] = {}
+
+    def without_store(self) -> Embedder:
+        """The same backbones, already loaded ones included, that keep nothing on disk."""
+        other = copy.copy(self)
+        other.store = None
+        return other
+
+    def backbone(self, name: str) -> Backbone | None:
+        """The backbone of an input as its modality gives it."""
+        return self.modalities[name].backbone()
+
+    def key(self, name: str) -> str:
+        """Name of everything that an input's tokens depend on besides its content: its fitted part and its backbone."""
+        backbone = self.backbone(name)
+        part = self.modalities[name].model_dump_json(exclude={"column", "augmentation"})
+        text = f"{part} {backbone.digest if backbone else ''}"
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Input name -> digest of its backbone, for inputs that have one."""
+        found = {name: self.backbone(name) for name in self.modalities}
+        return {name: backbone.digest for name, backbone in found.items() if backbone is not None}
+
+    def check(self, expected: Mapping[str, str], place: Path) -> None:
+        """Refuse other backbones than those a model was trained with.
+
+        Raises:
+            BundleError: one is not the same.
+        """
+        for name, digest in self.digests.items():
+            if expected.get(name) != digest:
+                raise BundleError(
+                    f"{place}: the backbone of input {name!r} must have digest {expected.get(name)}, got {digest}. "
+                    "Install the version it was trained with, or fit again."
+                )
+
+    def embed(self, name: str, x: Masked) -> Masked:
+        """Tokens of the rows that are present; collated values as they are where there is no backbone.
+
+        Args:
+            name: of the input.
+            x: (B, N, ...) collated.
+
+        Returns:
+            (B, T, W) on the CPU.
+        """
+        backbone = self.backbone(name)
+        if backbone is None:
+            return x
+        rows = x.present
+        if not bool(rows.any()):
+            return Masked(torch.zeros(len(x), 1, backbone.width), rows[:, None])
+        with torch.inference_mode():
+            some = self._fast(name, backbone, x[rows])(x[rows].to(self.device)).to("cpu")
+        return rounded(some).spread(rows)
+
+    def _fast(self, name: str, backbone: Backbone, example: Masked) -> Backbone:
+        if name not in self._ready:
+            self._ready[name] = self._start(name, backbone, example)
+        return self._ready[name]
+
+    def _start(self, name: str, backbone: Backbone, example: Masked) -> Backbone:
+        if self.device.type != "cpu":
+            return backbone.to(self.device).eval()
+        try:
+            return accelerate(backbone, cache_folder() / "graphs", example)
+        except (RuntimeError, TypeError) as error:  # a hub model that cannot be traced
+            reason = str(error).splitlines()[0]
+            warnings.warn(f"{name}: its backbone runs in torch, since ONNX cannot hold it: {reason}", stacklevel=2)
+            return backbone.eval()
+
+    def copy_files(self, folder: Path) -> None:
+        """Copy the packaged weight files of every backbone, so that a bundle needs no other package."""
+        for name in self.modalities:
+            backbone = self.backbone(name)
+            for weights in PACKAGED.values() if backbone else ():
+                source = weights.locate()
+                if source is None or weights.name not in backbone.needs:
+                    continue
+                target = folder / weights.package / weights.file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(source, target)

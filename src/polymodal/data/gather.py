@@ -1,0 +1,177 @@
+"""One pass over an input's cells: fetch, read, collate, embed, keep; chunk by chunk, so that memory stays flat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polymodal.data.cells import Cell
+from polymodal.data.clean import InputReport, Quarantined
+from polymodal.data.embedding import Embedder
+from polymodal.data.features import FeatureStore
+from polymodal.data.shelf import Shelf, StoredRows
+from polymodal.data.source import Source
+from polymodal.part import Reading
+from polymodal.types import Masked
+
+CHUNK = 256
+"""Rows whose content is in memory together."""
+
+EMBED = 32
+"""Rows that go through a backbone together."""
+
+Progress = Callable[[str, int, int], None]
+"""Told what is being done, how many rows are done and how many there are."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Rows(Protocol):
+    """Collated or embedded samples of one input, by row number."""
+
+    def batch(self, indices: Tensor) -> Masked:
+        """Gather some rows (B,) int64 into (B, N, ...)."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRows:
+    """Rows held as one padded batch."""
+
+    whole: Masked
+
+    def batch(self, indices: Tensor) -> Masked:
+        """Gather rows and cut the padding that none of them needs."""
+        some = self.whole[indices]
+        used = some.mask.any(0).nonzero()
+        longest = int(used[-1]) + 1 if len(used) else 1
+        at = None if some.at is None else some.at[:, :longest]
+        return Masked(some.values[:, :longest], some.mask[:, :longest], at)
+
+
+class Survey:
+    """A pass over one input's cells that reads them and keeps count.
+
+    Attributes:
+        report: complete after `run`.
+        digests: (rows, 16) uint8 of each cell's content.
+        absent: (rows,) bool, nothing usable there.
+    """
+
+    def __init__(self, source: Source, progress: Progress = silent) -> None:
+        self.source, self.progress = source, progress
+        self.report = InputReport(source.name, source.modality.kind, missing_column=bool(source.missing_columns))
+        self.digests = np.zeros((len(source), 16), np.uint8)
+        self.absent = np.ones(len(source), bool)
+
+    def run(self) -> InputReport:
+        """Read every cell and keep nothing of it."""
+        for start, cells in self.chunks():
+            self.read(start, cells)
+        self.report.count(self.digests, self.absent)
+        return self.report
+
+    def chunks(self) -> Iterator[tuple[int, list[Cell | Quarantined | None]]]:
+        """Fetch the cells, `CHUNK` rows at a time, and note their digests."""
+        total = len(self.source)
+        for start in range(0, total, CHUNK):
+            cells = list(self.source.cells(start, min(start + CHUNK, total)))
+            for i, cell in enumerate(cells):
+                if isinstance(cell, Cell):
+                    self.digests[start + i] = np.frombuffer(cell.digest, np.uint8)
+            yield start, cells
+            self.progress(f"read {self.source.name}", start + len(cells), total)
+
+    def read(self, start: int, cells: Sequence[Cell | Quarantined | None]) -> list[Any | None]:
+        """Decode cells from row ``start`` on and report on them; None where nothing usable is in one."""
+        values = []
+        for row, cell in enumerate(cells, start):
+            reading = self.decode(row, cell)
+            if reading is not None:
+                self.report.note(reading.repairs, reading.facts)
+            values.append(None if reading is None else reading.value)
+        return values
+
+    def decode(self, row: int, cell: Cell | Quarantined | None) -> Reading | None:
+        """Decode one cell; None, and perhaps a line in the report, where nothing usable is in it."""
+        reading = self.source.read(row, cell)
+        if isinstance(reading, Quarantined):
+            self.report.quarantined.append(reading)
+            return None
+        if reading is not None and reading.value is None:
+            self.report.note(reading.repairs, reading.facts)
+            return None
+        self.absent[row] = reading is None
+        return reading
+
+
+class Gathering(Survey):
+    """A survey that also collates and embeds what it reads, and hands out the rows."""
+
+    def __init__(self, source: Source, embedder: Embedder, progress: Progress = silent) -> None:
+        super().__init__(source, progress)
+        self.embedder, self._backbone = embedder, embedder.backbone(source.name)
+
+    def rows(self) -> Rows:
+        """Go through every cell."""
+        store = self.embedder.store
+        slow = self.source.modality.media or self._backbone is not None
+        if slow and store is not None:
+            rows = self._kept(store)
+        else:
+            rows = MemoryRows(Masked.join([self._tokens(self.read(start, cells)) for start, cells in self.chunks()]))
+        self.report.count(self.digests, self.absent)
+        return rows
+
+    def _kept(self, store: FeatureStore) -> StoredRows:
+        """Compute what the store does not have yet, then look at all of it there."""
+        shelf = store.open(self.embedder.key(self.source.name), self.source.name, half=self._backbone is not None)
+        like = self._tokens([None])
+        with shelf.writer() as writer:
+            for start, cells in self.chunks():
+                fresh = self._fresh(start, cells, shelf)
+                if fresh:
+                    tokens = self._tokens([reading.value for reading in fresh.values()])
+                    notes = [{"repairs": r.repairs, "facts": r.facts} for r in fresh.values()]
+                    writer.add(np.frombuffer(b"".join(fresh), np.uint8).reshape(-1, 16), tokens, notes)
+        places = np.where(self.absent, -1, shelf.find(self.digests))
+        for note in shelf.notes(places):
+            if note is not None:
+                self.report.note(note["repairs"], note["facts"])
+        return shelf.rows(places, like)
+
+    def _fresh(self, start: int, cells: Sequence[Cell | Quarantined | None], shelf: Shelf) -> dict[bytes, Reading]:
+        """Read cells whose content is not kept yet, equal content once."""
+        known = shelf.find(self.digests[start : start + len(cells)]) >= 0
+        fresh: dict[bytes, Reading] = {}
+        for i, cell in enumerate(cells):
+            if isinstance(cell, Cell) and (known[i] or cell.digest in fresh):
+                self.absent[start + i] = False
+            elif (reading := self.decode(start + i, cell)) is not None and isinstance(cell, Cell):
+                fresh[cell.digest] = reading
+        return fresh
+
+    def _tokens(self, values: Sequence[Any | None]) -> Masked:
+        """Collate and embed, similar lengths together so that little is padding."""
+        modality, name = self.source.modality, self.source.name
+        if self._backbone is None:
+            return modality.collate(values)
+        order = sorted(range(len(values)), key=lambda i: _length(values[i]))
+        parts = []
+        for start in range(0, len(order), EMBED):
+            some = [values[i] for i in order[start : start + EMBED]]
+            parts.append(self.embedder.embed(name, modality.collate(some)))
+        back = torch.empty(len(order), dtype=torch.long)
+        back[torch.tensor(order)] = torch.arange(len(order))
+        return Masked.join(parts)[back]
+
+
+def _length(value: Any) -> int:
+    return len(value) if hasattr(value, "__len__") else 0

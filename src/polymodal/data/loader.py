@@ -1,0 +1,147 @@
+"""From a table to batches: fetch, clean, collate, embed once, and hand out rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polymodal.data.clean import DataReport, TargetReport
+from polymodal.data.embedding import Embedder
+from polymodal.data.gather import Gathering, Progress, Rows, silent
+from polymodal.data.source import Source
+from polymodal.data.table import Table
+from polymodal.errors import DataError
+from polymodal.part import Reading, Task
+from polymodal.spec import Spec
+from polymodal.types import Batch, Masked
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRows:
+    """Rows read, varied and embedded anew in every epoch, for training with augmentation."""
+
+    source: Source
+    embedder: Embedder
+    seed: int
+
+    def batch(self, indices: Tensor, epoch: int) -> Masked:
+        """Gather rows (B,) as they are in this epoch; the same seed, epoch and row give the same variation."""
+        values: list[Any | None] = []
+        cells = self.source.some(indices.numpy())
+        for row, cell in zip(indices.tolist(), cells, strict=True):
+            reading = self.source.read(row, cell)
+            value = reading.value if isinstance(reading, Reading) else None
+            rng = np.random.default_rng((self.seed, epoch, row))
+            values.append(None if value is None else self.source.modality.augment(value, rng))
+        return self.embedder.embed(self.source.name, self.source.modality.collate(values))
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A table ready for a model.
+
+    Attributes:
+        inputs: input name -> its rows.
+        targets: task name -> (rows, K); empty at prediction.
+        report: of the whole table that was prepared.
+        digests: input name -> (rows, 16) uint8 of the content and (rows,) bool where absent.
+        rows: (n,) which of its rows these are.
+        live: inputs that vary from epoch to epoch in training.
+    """
+
+    inputs: Mapping[str, Rows]
+    targets: Mapping[str, Masked]
+    report: DataReport
+    digests: Mapping[str, tuple[np.ndarray, np.ndarray]]
+    rows: Tensor
+    live: Mapping[str, LiveRows] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self.rows)
+
+    def select(self, rows: np.ndarray | Tensor) -> Self:
+        """Only some of these rows, without copying."""
+        return replace(self, rows=self.rows[torch.as_tensor(rows)])
+
+    def labelled(self) -> Self:
+        """Only rows with a target for at least one task."""
+        known = torch.stack([target.present[self.rows] for target in self.targets.values()]).any(0)
+        return replace(self, rows=self.rows[known])
+
+    def batch(self, rows: Tensor, epoch: int | None = None) -> Batch:
+        """Gather a batch; with the number of a training epoch, varied where augmentation is on."""
+        rows = self.rows[rows]
+        inputs = {
+            name: self.live[name].batch(rows, epoch) if epoch is not None and name in self.live else kept.batch(rows)
+            for name, kept in self.inputs.items()
+        }
+        return Batch(inputs, {n: target[rows] for n, target in self.targets.items()})
+
+
+def prepare(
+    spec: Spec,
+    table: Table,
+    embedder: Embedder,
+    *,
+    targets: bool = True,
+    strict: bool = False,
+    allow_paths: bool = True,
+    progress: Progress = silent,
+) -> Prepared:
+    """Clean, collate and embed a whole table with a fitted spec.
+
+    Tokens of frozen backbones come from the embedder's feature store where they are in it, and go there.
+
+    Raises:
+        DataError: with ``strict``, a cell is broken; or no input has a column; or a target is unusable.
+    """
+    report = DataReport(table.source, len(table))
+    sources = {name: Source(name, part, table, allow_paths) for name, part in spec.inputs.items()}
+    if all(len(source.missing_columns) == len(source.modality.columns(name)) for name, source in sources.items()):
+        wanted = sorted({c for name, part in spec.inputs.items() for c in part.columns(name)})
+        raise DataError(f"{table.source} must have at least one of the columns {wanted}, got {list(table.columns)}.")
+    inputs, digests = {}, {}
+    for name, source in sources.items():
+        gathered = Gathering(source, embedder, progress)
+        inputs[name] = gathered.rows()
+        digests[name] = (gathered.digests, gathered.absent)
+        report.inputs[name] = gathered.report
+        if strict:
+            report.refuse_broken()
+    labels = {n: _targets(n, task, table, report) for n, task in spec.outputs.items()} if targets else {}
+    named = {c for name, part in (*spec.inputs.items(), *spec.outputs.items()) for c in part.columns(name)}
+    report.unused = tuple(column for column in table.columns if column not in named)
+    live = {name: LiveRows(s, embedder, spec.seed) for name, s in sources.items() if s.modality.augments}
+    return Prepared(inputs, labels, report, digests, torch.arange(len(table)), live)
+
+
+def target_values(name: str, task: Task, table: Table) -> list[Any]:
+    """A task's raw targets: cells, or {column: cell} where it learns several columns.
+
+    Raises:
+        DataError: the table has no such column.
+    """
+    columns = task.columns(name)
+    for column in columns:
+        table.column(column)
+    if len(columns) == 1:
+        return list(table.column(columns[0]))
+    lists = [list(table.column(column)) for column in columns]
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True)]
+
+
+def _targets(name: str, task: Task, table: Table, report: DataReport) -> Masked:
+    values = target_values(name, task, table)
+    try:
+        target = task.collate(values)
+    except DataError as error:
+        raise DataError(f"{table.source}: target {name!r}: {error}") from None
+    labelled = int(target.present.sum())
+    report.targets[name] = TargetReport(name, task.kind, labelled, len(table) - labelled, task.balance(target))
+    return target

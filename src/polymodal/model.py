@@ -1,0 +1,137 @@
+"""Model: encode -> fuse -> decode, with linear models beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from polymodal.nn.blocks import Named
+from polymodal.nn.linear import Linear
+from polymodal.part import Modality, VectorTask
+from polymodal.spec import Spec
+from polymodal.types import Batch, Fused, Masked, Outputs
+
+ALL = "all inputs"
+"""Label of the linear model that sees every input; the others are labelled by the one input that they see."""
+
+
+class Model(nn.Module):
+    """Built from a fitted spec. Takes what frozen backbones give; every stage's result is in its `Outputs`.
+
+    A vector task's answer is its head on the fused vector plus the mean over the present inputs of their own
+    heads: what one input can say alone, the fusion need not learn again.
+
+    Attributes:
+        linear: task name -> label -> linear model on the inputs' summaries: the baselines that the fusion must beat.
+        share: (tasks,) share of the linear model of all inputs in each task's answer, chosen on validation.
+    """
+
+    share: Tensor
+
+    def __init__(self, spec: Spec) -> None:
+        super().__init__()
+        self.spec, self.dim = spec, spec.dim
+        self.names, tasks = tuple(spec.inputs), spec.outputs
+        self.encoders = Named({name: part.encoder(spec.dim) for name, part in spec.inputs.items()})
+        self.fusion = spec.fusion.build(self.names, spec.dim)
+        self.heads = Named({} if spec.fusion.late else {n: task.head(spec.dim) for n, task in tasks.items()})
+        self.single = Named({n: Named({name: t.head(spec.dim) for name in self.names}) for n, t in tasks.items()})
+        self.widths = [summary_width(part) for part in spec.inputs.values()]
+        vector = {n: task for n, task in tasks.items() if isinstance(task, VectorTask)}
+        labels = [ALL, *self.names] if len(self.names) > 1 else [ALL]
+        self.linear = Named({n: Named({x: Linear(self.widths, t.size) for x in labels}) for n, t in vector.items()})
+        self.register_buffer("share", torch.zeros(len(tasks)))
+
+    def forward(self, inputs: Mapping[str, Masked]) -> Outputs:
+        """Answer a batch by the fusion model alone. An input that is left out is absent in every row.
+
+        Args:
+            inputs: input name -> backbone's tokens, or collated values where it has none. At least one.
+        """
+        encoded = {name: self.encode(name, inputs[name]) for name in self.names if name in inputs}
+        fused = self.fusion(encoded)
+        single = {n: self._single(n, encoded) for n in self.single}
+        decoded = {n: self._decode(n, fused, single[n], encoded) for n in self.single}
+        return Outputs(encoded, fused, decoded, single)
+
+    @torch.no_grad()
+    def answer(self, inputs: Mapping[str, Masked]) -> Outputs:
+        """Answer a batch as a user gets it: the fusion model, blended with the linear one where that was better."""
+        outputs = self(inputs)
+        decoded = dict(outputs.decoded)
+        summaries = self.summaries(inputs) if bool((self.share > 0).any()) else None
+        for share, (n, task) in zip(self.share, self.spec.outputs.items(), strict=True):
+            if isinstance(task, VectorTask) and summaries is not None and share > 0:
+                linear = self.linear[n][ALL](*summaries)
+                decoded[n] = task.mix([decoded[n], linear], torch.stack([1 - share, share]))
+        return Outputs(outputs.encoded, outputs.fused, decoded, outputs.single)
+
+    def encode(self, name: str, x: Masked) -> Masked:
+        """Encode the rows that have this input; the others get masked zeros. No encoder sees an absent row.
+
+        Args:
+            name: of the input.
+            x: (B, N, ...), with any rows absent.
+
+        Returns:
+            (B, T, D). Absent rows are all zero and all masked, and no gradient reaches them.
+        """
+        rows = x.present
+        if bool(rows.all()):
+            return self.encoders[name](x)
+        if not bool(rows.any()):
+            return Masked(x.mask.new_zeros(len(x), 1, self.dim, dtype=torch.float32), rows[:, None])
+        return self.encoders[name](x[rows]).spread(rows)
+
+    def summaries(self, inputs: Mapping[str, Masked]) -> tuple[Tensor, Tensor]:
+        """What the linear models take: features (B, F) of all inputs side by side, presence (B, M)."""
+        some = next(iter(inputs.values()))
+        nothing = torch.zeros(len(some), dtype=torch.bool, device=some.mask.device)
+        features, present = [], []
+        for width, (name, part) in zip(self.widths, self.spec.inputs.items(), strict=True):
+            x = inputs.get(name)
+            here = nothing if x is None else x.present
+            blank = torch.zeros(len(some), width, device=some.mask.device)
+            if x is not None and bool(here.any()):
+                blank[here] = part.summary(x[here]).float()
+            features.append(blank)
+            present.append(here)
+        return torch.cat(features, 1), torch.stack(present, 1)
+
+    def baselines(self) -> dict[str, Callable[[Batch], dict[str, Tensor]]]:
+        """Label -> function from a batch to the raw outputs of the linear models of that label."""
+
+        def decode(label: str) -> Callable[[Batch], dict[str, Tensor]]:
+            return lambda batch: {n: f[label](*self.summaries(batch.inputs)) for n, f in self.linear.items()}
+
+        labels = next(iter(self.linear.items()))[1].names if self.linear.names else ()
+        return {label: decode(label) for label in labels}
+
+    def _single(self, task: str, encoded: Mapping[str, Masked]) -> dict[str, Tensor]:
+        heads = self.single[task]
+        return {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items()}
+
+    def _decode(self, n: str, fused: Fused, single: Mapping[str, Tensor], encoded: Mapping[str, Masked]) -> Tensor:
+        task = self.spec.outputs[n]
+        if self.spec.fusion.late:
+            if not isinstance(task, VectorTask) or fused.weights is None:
+                raise TypeError(f"outputs.{n}: a late fusion needs a task whose predictions can be mixed.")
+            columns = [i for i, name in enumerate(self.names) if name in single]
+            return task.mix(list(single.values()), fused.weights[:, columns])
+        output = self.heads[n](fused)
+        if not isinstance(task, VectorTask):
+            return output
+        present = torch.stack([x.present for x in encoded.values()], 1)
+        share = present / present.sum(1, keepdim=True).clamp(min=1)
+        return output + (torch.stack(list(single.values()), 1) * share[..., None]).sum(1)
+
+
+def summary_width(part: Modality) -> int:
+    """F, the width of a modality's `summary`, found without data."""
+    backbone = part.backbone()
+    if backbone is None:
+        return part.summary(part.collate([None])).shape[1]
+    one = torch.ones(1, 1, dtype=torch.bool)
+    return part.summary(Masked(torch.zeros(1, 1, backbone.width), one)).shape[1]

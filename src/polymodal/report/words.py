@@ -1,0 +1,138 @@
+"""What the figures say, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polymodal.report.markup import Markup, is_number, join, number, part, tag
+
+LOWER = frozenset({"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", "log_loss", "loss", "error", "width"})
+"""Scores of which less is better; the last part of "target/mae" counts."""
+
+SHARES = frozenset(
+    ["accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "f1", "precision", "recall", "auroc", "average_precision", "exact_match", "brier", "ece", "hamming_loss", "coverage", "r2"]
+)
+"""Scores on a scale that ends at 1."""
+
+NAMES = {
+    "auroc": "AUROC", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "nll": "NLL", "ece": "ECE", "brier": "Brier score",
+    "macro_f1": "macro F1", "micro_f1": "micro F1", "f1": "F1", "hamming_loss": "Hamming loss",
+}  # fmt: skip
+
+OWN = "fusion model"
+"""Label among the baselines that is the model itself, before the linear model is blended in."""
+
+NAMED = 4
+"""How many inputs a sentence names."""
+
+
+def metric_name(metric: str) -> str:
+    """As the field writes it."""
+    *target, last = metric.rsplit("/", 1)
+    return " ".join([*target, NAMES.get(last, last.replace("_", " "))])
+
+
+def lower_is_better(metric: str) -> bool:
+    """Whether less of a score is better."""
+    return metric.rsplit("/", 1)[-1] in LOWER
+
+
+def is_share(metric: str) -> bool:
+    """Whether a score's scale ends at 1."""
+    return metric.rsplit("/", 1)[-1] in SHARES
+
+
+def score(value: Any, metric: str, decimals: int = 3) -> str:
+    """A score for people."""
+    return number(value, decimals if is_share(metric) else None)
+
+
+def change(value: float, base: float, metric: str) -> str:
+    """How much better or worse a score is than another."""
+    size = score(abs(value - base), metric)
+    if abs(value - base) < 5e-4 * max(1.0, 0.0 if is_share(metric) else abs(base)):
+        return "same"
+    return f"{size} {'better' if (value < base) == lower_is_better(metric) else 'worse'}"
+
+
+def held_out(report: Mapping[str, Any], task: str) -> tuple[str, Mapping[str, Any]]:
+    """The side that judges a task, and its evaluation: test where there is one, else valid."""
+    sides = [(side, part(report, side)) for side in ("test", "valid")]
+    found = [(side, seen) for side, seen in sides if part(seen, "tasks", task)]
+    scored = [(side, seen) for side, seen in found if headline(part(seen, "tasks", task))]
+    return (scored or found or [("", {})])[0]
+
+
+def headline(task: Mapping[str, Any]) -> str | None:
+    """Name of the score that sums a task up, if it has a value."""
+    metric = task.get("headline")
+    return metric if isinstance(metric, str) and is_number(part(task, "scores").get(metric)) else None
+
+
+def interval(task: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Interval of the headline score, if both its ends are known."""
+    ends = part(task, "interval").get(str(task.get("headline")))
+    if isinstance(ends, Sequence) and len(ends) == 2 and all(is_number(end) for end in ends):
+        return float(ends[0]), float(ends[1])
+    return None
+
+
+def column(variants: Mapping[str, Any], metric: str) -> dict[str, float]:
+    """One score of several variants, where it has a value."""
+    found = {name: part(variants, name).get(metric) for name in variants}
+    return {name: float(value) for name, value in found.items() if is_number(value)}
+
+
+def best_baseline(task: Mapping[str, Any], metric: str) -> tuple[str, float] | None:
+    """The baseline that does best, and its score."""
+    found = column(part(task, "baselines"), metric)
+    found.pop(OWN, None)
+    if not found:
+        return None
+    name = (min if lower_is_better(metric) else max)(found, key=found.__getitem__)
+    return name, found[name]
+
+
+def verdict(name: str, task: Mapping[str, Any], rows: Any, side: str) -> Markup:
+    """One sentence: how good the model is, what it loses without each input, what the best baseline has."""
+    metric, place = headline(task), f"{number(rows)} {side} rows"
+    if metric is None:
+        return join([tag("b", name), f": no score is defined on {place}."])
+    digits = 3 if is_number(rows) and rows >= 2000 else 2
+    value = task["scores"][metric]
+    notes = ["lower is better"] if lower_is_better(metric) else []
+    ends = interval(task)
+    notes += [f"95 % {score(ends[0], metric, digits)} to {score(ends[1], metric, digits)}"] if ends else []
+    return join(
+        [
+            tag("b", name), ": ", metric_name(metric), " ", tag("b", score(value, metric, digits)),
+            f" ({'; '.join(notes)})" if notes else "", f" on {place}",
+            _without(task, metric, digits), _against(task, metric, digits), ".",
+        ]
+    )  # fmt: skip
+
+
+def _without(task: Mapping[str, Any], metric: str, digits: int) -> str | None:
+    found = column(part(task, "without"), metric)
+    order = list(found)
+    if len(order) > NAMED:  # the inputs that cost most come first
+        order.sort(key=lambda name: found[name], reverse=lower_is_better(metric))
+    named = order if len(order) <= NAMED else order[: NAMED - 1]
+    phrases = [f"without {name} {score(found[name], metric, digits)}" for name in named]
+    rest = [found[name] for name in order[len(named) :]]
+    if rest:
+        low, high = score(min(rest), metric, digits), score(max(rest), metric, digits)
+        between = low if low == high else f"{low} to {high}"
+        phrases.append(f"without any one of the {len(rest)} others {between}")
+    return f"; {', '.join(phrases)}" if phrases else None
+
+
+def _against(task: Mapping[str, Any], metric: str, digits: int) -> str | None:
+    best = best_baseline(task, metric)
+    if best is None:
+        return None
+    name, value = best
+    own = task["scores"][metric]
+    ahead = value < own if lower_is_better(metric) else value > own
+    return f"; the best baseline, {name}, {'is better with' if ahead else 'has'} {score(value, metric, digits)}"

@@ -1,0 +1,200 @@
+"""Spec: three lists of parts (inputs, a fusion, outputs) and how to train them, before and after fitting."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+
+from polymodal import fusions, modalities, tasks  # noqa: F401  (fills each kind's table)
+from polymodal.data.split import Split
+from polymodal.errors import SpecError, suggest
+from polymodal.fusions import Concat
+from polymodal.part import Fusion, Modality, Task
+
+VERSION = 1
+"""Version of the spec's format. A bundle of a newer version is refused."""
+
+
+class Settings(BaseModel):
+    """Base of the frozen groups of settings in a spec."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(Settings):
+    """How to learn.
+
+    Attributes:
+        epochs: at most this many passes over the training rows.
+        batch_size: rows per step, over all ranks together.
+        learning_rate: peak rate of AdamW, reached after the warm-up, then lowered along a cosine.
+        weight_decay: AdamW's decay of weight matrices; biases, norms and embeddings of positions are spared.
+        warm_up: share of all steps in which the rate rises from 0.
+        clip: largest gradient norm; 0 turns clipping off.
+        patience: stop after this many epochs without a better validation loss; 0 never stops early.
+        averaging: decay per step of the running average of weights that is kept; 0 keeps the last weights.
+        modality_dropout: chance that a present input of a row is hidden in a step (never the last one of a row).
+        auxiliary: weight of the loss of each input's own head; 0 trains without these heads' losses.
+        precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU.
+    """
+
+    epochs: int = Field(default=50, ge=1)
+    batch_size: int = Field(default=128, ge=1)
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    warm_up: float = Field(default=0.1, ge=0, lt=1)
+    clip: float = Field(default=1.0, ge=0)
+    patience: int = Field(default=15, ge=0)
+    averaging: float = Field(default=0.98, ge=0, lt=1)
+    modality_dropout: float = Field(default=0.25, ge=0, lt=1)
+    auxiliary: float = Field(default=1.0, ge=0)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+class Data(Settings):
+    """Where the tables of ``polymodal fit spec.yaml`` lie; paths are relative to the spec's file.
+
+    Attributes:
+        train: table to learn from.
+        valid: table to validate on, instead of a part of ``train``.
+        test: table to test on, instead of a part of ``train``.
+    """
+
+    train: str
+    valid: str | None = None
+    test: str | None = None
+
+
+class Spec(Settings):
+    """inputs -> fusion -> outputs, and how to train them.
+
+    Fitting returns a new spec that also holds everything learned outside the weights (vocabularies,
+    scales, classes, temperatures). A fitted spec and its weights are the whole model.
+
+    Attributes:
+        inputs: input name -> modality.
+        fusion: how the inputs become one vector per sample.
+        outputs: task name -> task.
+        dim: D, the width of the model.
+        training: how to learn.
+        split: how to divide the rows of one table.
+        data: where the tables lie, for fits from a file.
+        seed: of every random choice.
+        version: of this format.
+    """
+
+    inputs: dict[str, Annotated[SerializeAsAny[Modality], BeforeValidator(Modality.parse)]] = Field(min_length=1)
+    fusion: Annotated[SerializeAsAny[Fusion], BeforeValidator(Fusion.parse)] = Concat()
+    outputs: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(Task.parse)]] = Field(min_length=1)
+    dim: int = Field(default=64, ge=4)
+    training: Training = Training()
+    split: Split = Split()
+    data: Data | None = None
+    seed: int = Field(default=0, ge=0)
+    version: int = VERSION
+
+    @model_validator(mode="after")
+    def _columns_and_version(self) -> Self:
+        if self.version > VERSION:
+            raise ValueError(f"version must be at most {VERSION}, got {self.version}. Update polymodal.")
+        answers = {column: name for name, task in self.outputs.items() for column in task.columns(name)}
+        for name, modality in self.inputs.items():
+            for column in modality.columns(name):
+                if column in answers:
+                    raise ValueError(f"inputs.{name}: column {column!r} is what outputs.{answers[column]} predicts.")
+        return self
+
+    @classmethod
+    def parse(cls, value: Spec | Mapping[str, Any] | str | Path) -> Spec:
+        """Read a spec from a mapping or a YAML / JSON file.
+
+        Raises:
+            SpecError: every fault at once, one line each with its path.
+        """
+        if isinstance(value, Spec):
+            return value
+        mapping = value if isinstance(value, Mapping) else _load(Path(value))
+        try:
+            return cls.model_validate(dict(mapping))
+        except ValidationError as error:
+            raise SpecError("\n".join(_explain(fault, cls) for fault in error.errors())) from None
+
+    def fit(
+        self,
+        values: Callable[[str], Iterable[Any | None]],
+        targets: Callable[[str], Sequence[Any | None]],
+        progress: Callable[[str], None] = lambda _: None,
+    ) -> Self:
+        """A new spec whose parts have learned from training rows what they need outside the weights.
+
+        Args:
+            values: input name -> its decoded training values, on demand.
+            targets: task name -> its raw training targets.
+            progress: told each part's name before it is fitted.
+        """
+        inputs, outputs = {}, {}
+        for name, modality in self.inputs.items():
+            progress(name)
+            inputs[name] = modality.fit(values(name))
+        for name, task in self.outputs.items():
+            progress(name)
+            outputs[name] = task.fit(targets(name))
+        return self.model_copy(update={"inputs": inputs, "outputs": outputs})
+
+    def to_yaml(self) -> str:
+        """YAML that `parse` reads back: parts by type and every setting that differs from its default."""
+        mapping = self.model_dump(mode="json", exclude_defaults=True)
+        for kind in ("inputs", "outputs"):
+            parts = getattr(self, kind)
+            mapping[kind] = {name: _short(part) for name, part in parts.items()}
+        mapping["fusion"] = _short(self.fusion)
+        order = [name for name in Spec.model_fields if name in mapping]
+        return yaml.safe_dump({name: mapping[name] for name in order}, sort_keys=False, allow_unicode=True)
+
+
+def _short(part: Modality | Fusion | Task) -> str | dict[str, Any]:
+    settings = part.model_dump(mode="json", exclude_defaults=True, exclude={"type"})
+    return {"type": part.kind, **settings} if settings else part.kind
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SpecError(f"{path}: spec must be a readable YAML or JSON file, got {error.strerror}.") from None
+    try:
+        mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise SpecError(f"{path}: spec must be YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(mapping, Mapping):
+        raise SpecError(f"{path}: spec must be a mapping with inputs and outputs, got {type(mapping).__name__}.")
+    return mapping
+
+
+def _explain(fault: Any, model: type[BaseModel]) -> str:
+    path = ".".join(str(step) for step in fault["loc"])
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "extra_forbidden":
+        known = _fields(fault["loc"][:-1], model)
+        message = (
+            f"no such setting.{suggest(fault['loc'][-1], known)} Known here: {', '.join(known)}."
+            if known
+            else ("no such setting.")
+        )
+    elif fault["type"] != "value_error":
+        message = f"{message}, got {fault['input']!r}."
+    return f"{path}: {message}" if path else message
+
+
+def _fields(loc: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+    for step in loc:
+        inner = model.model_fields[step].annotation if step in model.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        model = inner
+    return list(model.model_fields)

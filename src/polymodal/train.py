@@ -1,0 +1,240 @@
+"""The training loop: the only one."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polymodal.checkpoint import Checkpoint, pack, unpack
+from polymodal.data.loader import Prepared
+from polymodal.errors import PolymodalError
+from polymodal.model import Model
+from polymodal.ranks import Ranks
+from polymodal.spec import Spec
+from polymodal.types import Batch, Outputs
+
+EVALUATION_BATCH = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """What one epoch came to.
+
+    Attributes:
+        number: from 0.
+        train_loss: mean over steps of everything that is minimised.
+        valid_loss: weighted sum of the tasks' losses on the validation rows; None without such rows.
+        terms: every term of the objective, unweighted, mean over steps.
+    """
+
+    number: int
+    train_loss: float
+    valid_loss: float | None
+    terms: dict[str, float]
+
+
+def hide(batch: Batch, drop: Tensor) -> Batch:
+    """Hide inputs of rows, but never the last one of a row: such a row keeps everything.
+
+    Args:
+        batch: B rows of M inputs.
+        drop: (M, B) bool, what to hide.
+
+    Source: ModDrop, Neverova et al. 2015 (arXiv:1501.00102), section 3.3; the exception is ours.
+    """
+    present = torch.stack([x.present for x in batch.inputs.values()])
+    drop = drop.to(present.device) & present
+    drop = drop & (present & ~drop).any(0)
+    inputs = {name: x.without(gone) for gone, (name, x) in zip(drop, batch.inputs.items(), strict=True)}
+    return Batch(inputs, batch.targets)
+
+
+def objective(spec: Spec, outputs: Outputs, batch: Batch) -> dict[str, tuple[float, Tensor, Tensor]]:
+    """Every term to minimise: its factor, its mean over samples, and how many samples that mean is over.
+
+    Beside each task stands the loss of each input's own head, on the rows that have that input
+    (Wang et al. 2020, arXiv:1905.12681, equation 2, with one weight for all inputs).
+    """
+    terms = {}
+    for n, task in spec.outputs.items():
+        target = batch.targets[n]
+        terms[n] = (task.weight, task.loss(outputs.decoded[n], target), target.present.sum())
+        if spec.training.auxiliary:
+            for name, output in outputs.single[n].items():
+                seen = target.without(~batch.inputs[name].present)
+                factor = task.weight * spec.training.auxiliary
+                terms[f"{n} from {name}"] = (factor, task.loss(output, seen), seen.present.sum())
+    return terms
+
+
+def schedule(step: int, steps: int, warm_up: float) -> float:
+    """Factor of the learning rate: linear warm-up, then half a cosine down to 0."""
+    rise = round(steps * warm_up)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+class Trainer:
+    """Minimise the objective of a spec with AdamW; keep the averaged weights that did best on validation.
+
+    Randomness comes from one generator (order, hidden inputs), torch's own (dropout) and the epoch's number
+    (augmentation), so a run that was killed and resumed ends with the weights of one that was not.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        train: Prepared,
+        valid: Prepared | None,
+        device: torch.device,
+        checkpoint: Checkpoint | None = None,
+    ) -> None:
+        self.spec, self.plan = model.spec, model.spec.training
+        self.model, self.train, self.valid = model.to(device), train, valid
+        self.device, self.checkpoint, self.ranks = device, checkpoint, Ranks.join(device)
+        self.average = copy.deepcopy(model).eval()
+        self.best: dict[str, Tensor] = {}
+        self.generator = torch.Generator().manual_seed(self.spec.seed)
+        self.optimizer = torch.optim.AdamW(decay_groups(model, self.plan.weight_decay), self.plan.learning_rate)
+        self.history: list[Epoch] = []
+        self.step = 0
+
+    def run(self, on_epoch: Callable[[Epoch], None] = lambda _: None) -> list[Epoch]:
+        """Train until the last epoch or until validation stops improving; leave the best weights in the model."""
+        torch.manual_seed(self.spec.seed + self.ranks.rank)
+        self._resume()
+        while len(self.history) < self.plan.epochs and not self._stalled():
+            epoch = self._epoch(len(self.history))
+            self.history.append(epoch)
+            if self.valid is None or epoch is self._best_epoch():
+                self.best = {name: t.clone() for name, t in self.average.state_dict().items()}
+            self._save()
+            on_epoch(epoch)
+        self.model.load_state_dict(self.best)
+        self.model.eval()
+        return self.history
+
+    def _epoch(self, number: int) -> Epoch:
+        self.model.train()
+        order = torch.randperm(len(self.train), generator=self.generator)
+        parts = self.ranks.batches(order, self.plan.batch_size)
+        sums: dict[str, float] = {}
+        for rows in parts:
+            for name, value in self._step(rows, number, len(parts) * self.plan.epochs).items():
+                sums[name] = sums.get(name, 0.0) + value
+        means = {name: value / len(parts) for name, value in sums.items()}
+        valid = None if self.valid is None else self.ranks.agree(self._validate(self.valid), self.device)
+        return Epoch(number, means.pop("total"), valid, means)
+
+    def _step(self, rows: Tensor, epoch: int, steps: int) -> dict[str, float]:
+        drop = torch.rand(len(self.spec.inputs), len(rows), generator=self.generator) < self.plan.modality_dropout
+        batch = self.train.batch(self.ranks.mine(rows), epoch).to(self.device)
+        batch = hide(batch, self.ranks.mine(drop))
+        with self._precision():
+            terms = objective(self.spec, self.model(batch.inputs), batch)
+        shares = self.ranks.shares({name: count for name, (_, _, count) in terms.items()})
+        loss = torch.stack([factor * mean * shares[name] for name, (factor, mean, _) in terms.items()]).sum()
+        if not bool(loss.isfinite()):
+            raise PolymodalError(
+                f"training: loss must be finite, got {loss.item()} in epoch {epoch}. Lower training.learning_rate."
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.ranks.sum_gradients(self.model)
+        if self.plan.clip:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan.learning_rate * schedule(self.step, steps, self.plan.warm_up)
+        self.optimizer.step()
+        self._update_average()
+        return {"total": loss.item()} | {name: mean.item() for name, (_, mean, _) in terms.items()}
+
+    @torch.no_grad()
+    def _update_average(self) -> None:
+        self.step += 1
+        decay = min(self.plan.averaging, self.step / (self.step + 9))
+        mine, theirs = list(self.average.parameters()), list(self.model.parameters())
+        torch._foreach_lerp_(mine, theirs, 1 - decay if self.plan.averaging else 1.0)
+
+    @torch.no_grad()
+    def _validate(self, valid: Prepared) -> float:
+        total = 0.0
+        sums: dict[str, float] = dict.fromkeys(self.spec.outputs, 0.0)
+        counts: dict[str, int] = dict.fromkeys(self.spec.outputs, 0)
+        for rows in torch.arange(len(valid)).split(EVALUATION_BATCH):
+            batch = valid.batch(rows).to(self.device)
+            decoded = self.average(batch.inputs).decoded
+            for n, task in self.spec.outputs.items():
+                count = int(batch.targets[n].present.sum())
+                sums[n] += task.loss(decoded[n], batch.targets[n]).item() * count
+                counts[n] += count
+        for n, task in self.spec.outputs.items():
+            total += task.weight * sums[n] / max(1, counts[n])
+        return total
+
+    def _precision(self) -> torch.autocast:
+        wanted = self.plan.precision
+        on = wanted == "bfloat16" or (
+            wanted == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
+
+    def _best_epoch(self) -> Epoch:
+        return min(self.history, key=lambda epoch: math.inf if epoch.valid_loss is None else epoch.valid_loss)
+
+    def _stalled(self) -> bool:
+        if not self.plan.patience or self.valid is None or not self.history:
+            return False
+        return len(self.history) - 1 - self._best_epoch().number >= self.plan.patience
+
+    def _save(self) -> None:
+        if self.checkpoint is None or not self.ranks.first:
+            return
+        tensors: dict[str, Tensor] = {"random/order": self.generator.get_state(), "random/torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        pack("model", self.model.state_dict(), tensors)
+        pack("average", self.average.state_dict(), tensors)
+        pack("best", self.best, tensors)
+        pack("optimizer", self.optimizer.state_dict()["state"], tensors)
+        self.checkpoint.write(tensors, {"step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+
+    def _resume(self) -> None:
+        found = None if self.checkpoint is None else self.checkpoint.read()
+        if found is None:
+            return
+        tensors, state = found
+        self.step, self.history = state["step"], [Epoch(**epoch) for epoch in state["history"]]
+        self.model.load_state_dict(unpack("model", tensors))
+        self.average.load_state_dict(unpack("average", tensors))
+        self.best = {name: t.to(self.device) for name, t in unpack("best", tensors).items()}
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
+        self.generator.set_state(tensors["random/order"])
+        if self.ranks.first:
+            torch.set_rng_state(tensors["random/torch"])
+        if "random/cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
+
+
+def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in unpack("optimizer", tensors).items():
+        number, key = name.split("/")
+        state.setdefault(int(number), {})[key] = tensor
+    return state

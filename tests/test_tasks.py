@@ -1,0 +1,648 @@
+"""Tasks: targets, losses, predictions, metrics, mixtures and calibration."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from pydantic import ValidationError
+from sklearn import metrics as reference
+from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
+from torch.nn import functional
+
+from polymodal.errors import DataError, SpecError
+from polymodal.part import Task, VectorTask
+from polymodal.tasks import Classify, Multilabel, Regress
+from polymodal.types import Fused, Masked
+
+
+def pair(i):
+    return {"a": float(i % 5), "b": None if i % 4 == 1 else 10.0 * (i % 3)}
+
+
+CASES = {
+    "classify": (Classify(), ["a", None, "b", "c"] * 8),
+    "classify weighted": (Classify(class_weights={"a": 3}, label_smoothing=0.1), ["a", None, "b", "b"] * 8),
+    "multilabel": (Multilabel(pos_weight="balanced"), [["x"], None, ["x", "y"], []] * 8),
+    "regress": (Regress(), [1.0, None, "2.5", 4] * 8),
+    "regress squared": (Regress(objective="squared"), [1.0, None, 2.5, 4] * 8),
+    "regress several": (Regress(targets=("a", "b")), [None if i % 7 == 0 else pair(i) for i in range(32)]),
+    "regress several squared": (Regress(targets=("a", "b"), objective="squared"), [None, *map(pair, range(31))]),
+}
+
+
+@pytest.fixture(params=CASES)
+def fitted(request):
+    """A fitted task, its training values, their target and random outputs."""
+    task, values = CASES[request.param]
+    task = task.fit(values)
+    output = torch.randn(len(values), task.size, generator=torch.Generator().manual_seed(0))
+    return task, values, task.collate(values), output
+
+
+def same(left, right, tolerance=1e-5):
+    """Predictions are equal up to rounding."""
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(same(left[k], right[k], tolerance) for k in left)
+    if isinstance(left, list):
+        return len(left) == len(right) and all(same(a, b, tolerance) for a, b in zip(left, right, strict=True))
+    if isinstance(left, float):
+        return left == pytest.approx(right, rel=tolerance, abs=tolerance)
+    return left == right
+
+
+# Every task ----------------------------------------------------------------------------------------------------------
+
+
+def test_fitted_and_calibrated_task_survives_json(fitted):
+    task, values, target, output = fitted
+    task = task.calibrate(output, target)
+    again = Task.parse(json.loads(task.model_dump_json()))
+    assert isinstance(again, Task)
+    assert again == task
+    assert again.predict(output) == task.predict(output)
+    assert torch.equal(again.collate(values).values, target.values)
+
+
+def test_fit_is_pure_and_repeatable(fitted):
+    task, values, _, _ = fitted
+    before = task.model_dump_json()
+    assert task.fit(values) == task
+    assert task.model_dump_json() == before
+
+
+def test_predictions_and_details_are_json(fitted):
+    task, values, target, output = fitted
+    for ready in (task, task.calibrate(output, target)):
+        rows = ready.predict(output)
+        assert len(rows) == len(values)
+        assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+        json.dumps(ready.details(output, target), allow_nan=False)
+        assert all(type(score) is float and math.isfinite(score) for score in ready.metrics(output, target).values())
+
+
+def test_unlabelled_rows_count_nowhere(fitted):
+    task, _, target, output = fitted
+    assert not target.present.all()
+    wild = torch.where(target.present[:, None], output, torch.nan).requires_grad_()
+    noise = target.values.clone()
+    noise[~target.present] = 0 if noise.dtype == torch.long else torch.nan
+    masked = Masked(noise, target.mask)
+    loss = task.loss(wild, masked)
+    loss.backward()
+    assert wild.grad is not None
+    assert (wild.grad[~target.present] == 0).all()
+    assert wild.grad.isfinite().all()
+    labelled = target[target.present]
+    assert loss.item() == pytest.approx(task.loss(output[target.present], labelled).item(), rel=1e-6)
+    assert task.metrics(wild, masked) == task.metrics(output[target.present], labelled)
+    assert task.calibrate(wild, masked) == task.calibrate(output[target.present], labelled)
+
+
+def test_no_labels_cost_nothing_and_score_nothing(fitted):
+    task, values, _, output = fitted
+    target = task.collate([None] * len(values))
+    leaf = output.clone().requires_grad_()
+    loss = task.loss(leaf, target)
+    loss.backward()
+    assert loss.item() == 0
+    assert leaf.grad is not None
+    assert (leaf.grad == 0).all()
+    assert task.metrics(output, target) == {}
+    json.dumps(task.details(output, target))
+    assert task.calibrate(output, target) == task
+    assert task.predict(output[:0]) == []
+
+
+def test_loss_is_a_mean_over_rows(fitted):
+    """So that ranks which weigh by labelled rows equal one rank on the joined batch."""
+    task, _, target, output = fitted
+    halves = [slice(0, 13), slice(13, None)]
+    total = sum(task.loss(output[rows], target[rows]) * target[rows].present.sum() for rows in halves)
+    assert task.loss(output, target).item() == pytest.approx((total / target.present.sum()).item(), rel=1e-5)
+
+
+def test_loss_has_the_right_gradient_in_float64_and_takes_bfloat16(fitted):
+    task, _, target, output = fitted
+    leaf = output.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: task.loss(x, target), (leaf,))
+    half = task.loss(output.bfloat16(), target)
+    assert half.dtype == torch.float32
+    assert half.item() == pytest.approx(task.loss(output, target).item(), rel=0.05)
+
+
+def test_head_maps_pooled_vectors_to_outputs(fitted):
+    task = fitted[0]
+    assert isinstance(task, VectorTask)
+    assert task.head(8)(Fused(torch.randn(3, 8), {})).shape == (3, task.size)
+
+
+def test_mix_of_one_output_predicts_the_same(fitted):
+    task, _, target, output = fitted
+    for ready in (task, task.calibrate(output, target)):
+        mixed = ready.mix([output], torch.ones(1))
+        assert same(ready.predict(mixed), ready.predict(output))
+        other = torch.full_like(output, torch.nan)
+        assert same(ready.predict(ready.mix([other, output], torch.tensor([0.0, 1.0]))), ready.predict(output))
+
+
+def test_mix_takes_weights_per_row_and_passes_gradients(fitted):
+    task, _, target, output = fitted
+    leaf, other = output.clone().requires_grad_(), output.flip(0).clone().requires_grad_()
+    weights = torch.rand(len(output), 2, generator=torch.Generator().manual_seed(0))
+    weights[0], weights[1] = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
+    weights = (weights / weights.sum(1, keepdim=True)).requires_grad_()
+    mixed = task.mix([leaf, other], weights)
+    assert same(task.predict(mixed[:2]), [*task.predict(output[:1]), *task.predict(other[1:2])])
+    task.loss(mixed, target).backward()
+    for tensor in (leaf, other, weights):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+    nothing = task.mix([output, output], torch.zeros(len(output), 2))
+    assert nothing.isfinite().all()
+
+
+# classify ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "classes"),
+    [
+        (["b", "a ", None, "", "b"], ("a", "b")),
+        ([3, 10, 3, float("nan")], (3, 10)),
+        ([1.0, 2.5], (1.0, 2.5)),
+        ([True, False], (False, True)),
+        ([2, "2", 1.0, 1, "x"], (1, 2, "x")),
+        ([np.int64(7), np.int64(5)], (5, 7)),
+    ],
+)
+def test_classes_keep_the_labels_value_and_type(values, classes):
+    task = Classify().fit(values)
+    assert task.classes == classes
+    assert [type(label) for label in task.classes] == [type(label) for label in classes]
+    assert Classify().fit(values[::-1]) == task
+    again = Classify.model_validate_json(task.model_dump_json())
+    assert [type(label) for label in again.classes] == [type(label) for label in classes]
+    answer = task.predict(torch.eye(len(classes)) * 9)
+    assert tuple(row["class"] for row in answer) == classes
+
+
+def test_labels_are_compared_by_text():
+    task = Classify(classes=(1, True, "x"))
+    cells = ["1", 1, 1.0, " 1 ", "true", "True", True, " x"]
+    assert task.collate(cells).values.flatten().tolist() == [0, 0, 0, 0, 1, 1, 1, 2]
+    with pytest.raises(DataError, match="got '01'"):
+        task.collate(["01"])
+
+
+def test_given_classes_keep_their_order_and_allow_for_more():
+    task = Classify(classes=("z", "a", "new")).fit(["a", "z"])
+    assert task.classes == ("z", "a", "new")
+    with pytest.raises(DataError, match="got 'b'"):
+        Classify(classes=("z", "a")).fit(["a", "z", "b"])
+
+
+@pytest.mark.parametrize("values", [["a", "a", None], [None, ""], []])
+def test_one_class_only_is_a_clear_error(values):
+    with pytest.raises(DataError, match=r"at least two classes.*Add rows of another class"):
+        Classify().fit(values)
+
+
+@pytest.mark.parametrize("bad", [["a"], {"a": 1}, float("inf"), b"a"])
+def test_classify_refuses_what_is_no_label(bad):
+    with pytest.raises(DataError, match="label must be a text"):
+        Classify().fit(["a", "b", bad])
+
+
+def test_unknown_class_is_named_with_the_known_ones():
+    task = Classify().fit(["apple", "pear"])
+    with pytest.raises(DataError, match=r"\['apple', 'pear'\], got 'appel'. Did you mean 'apple'\?"):
+        task.collate(["pear", "appel"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"classes": ["a"]}, {"classes": [1, "1"]}, {"label_smoothing": 1.0}, {"class_weights": {"a": 0}}]
+)
+def test_classify_refuses_wrong_settings(wrong):
+    with pytest.raises(ValidationError):
+        Classify(**wrong)
+
+
+def test_classify_must_be_fitted_and_weights_must_name_classes():
+    with pytest.raises(SpecError, match="Call fit"):
+        Classify().head(4)
+    with pytest.raises(SpecError, match="Did you mean 'apple'"):
+        Classify(class_weights={"aple": 2.0}).fit(["apple", "pear"])
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_classify_loss_is_cross_entropy(smoothing):
+    values = ["a", "b", "b", "c", "b", "a"]
+    task = Classify(label_smoothing=smoothing).fit(values)
+    output, index = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 1, 2, 1, 0])
+    expected = functional.cross_entropy(output, index, label_smoothing=smoothing)
+    torch.testing.assert_close(task.loss(output, task.collate(values)), expected)
+
+
+@pytest.mark.parametrize("chosen", ["balanced", {1: 2.0, "0": 0.5}])
+def test_class_weights_change_the_loss_as_in_torch(chosen):
+    values = [0] * 30 + [1] * 10
+    task = Classify(class_weights=chosen).fit(values)
+    output, index = torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.tensor(values)
+    weight = torch.tensor([1 / 30, 1 / 10] if chosen == "balanced" else [0.5, 2.0])
+    expected = functional.cross_entropy(output, index, weight)  # divides by the sum of weights: 1 on average here too
+    torch.testing.assert_close(task.loss(output, task.collate(values)), expected)
+    plain = Classify().fit(values)
+    assert abs(plain.loss(output, plain.collate(values)) - expected) > 1e-3
+
+
+def test_classify_metrics_equal_the_reference():
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 3, 200)
+    task = Classify(temperature=2.0).fit(true.tolist())
+    output = torch.randn(200, 3, generator=torch.Generator().manual_seed(0)) + 2 * torch.tensor(np.eye(3)[true]).float()
+    got = task.metrics(output, task.collate(true.tolist()))
+    p = (output.double() / 2).softmax(1).numpy()
+    assert next(iter(got)) == "accuracy"
+    expected = {
+        "accuracy": reference.accuracy_score(true, p.argmax(1)),
+        "balanced_accuracy": reference.balanced_accuracy_score(true, p.argmax(1)),
+        "macro_f1": reference.f1_score(true, p.argmax(1), average="macro"),
+        "micro_f1": reference.f1_score(true, p.argmax(1), average="micro"),
+        "auroc": reference.roc_auc_score(true, p, multi_class="ovr"),
+        "average_precision": reference.average_precision_score(np.eye(3)[true], p),
+        "nll": reference.log_loss(true, p),
+        "brier": reference.brier_score_loss(true, p, scale_by_half=True),  # pyright: ignore[reportArgumentType]
+    }
+    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert set(got) - set(expected) == {"ece"}
+    details = task.details(output, task.collate(true.tolist()))
+    assert details["confusion"] == reference.confusion_matrix(true, p.argmax(1)).tolist()
+    assert details["per_class"][0]["auroc"] == pytest.approx(reference.roc_auc_score(true == 0, p[:, 0]))
+    assert task.answers(output).tolist() == p.argmax(1).tolist()
+
+
+def test_scores_that_one_class_cannot_have_are_left_out():
+    task = Classify().fit(["a", "b"])
+    scores = task.metrics(torch.randn(3, 2), task.collate(["a", "a", "a"]))
+    assert "auroc" not in scores
+    assert "accuracy" in scores
+
+
+def test_classify_mixes_probabilities():
+    task = Classify().fit(["a", "b", "c"])
+    x, y = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0))
+    mixed = task.mix([x, y], torch.tensor([0.3, 0.7]))
+    torch.testing.assert_close(mixed.softmax(-1), 0.3 * x.softmax(-1) + 0.7 * y.softmax(-1))
+
+
+def test_classify_calibrate_recovers_a_known_temperature():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(8000, 4, generator=generator) * 2
+    true = torch.multinomial(logits.softmax(1), 1, generator=generator)
+    task = Classify().fit(range(4))
+    target = Masked(true, torch.ones_like(true, dtype=torch.bool))
+    ready = task.calibrate(logits * 3, target)
+    assert ready.temperature == pytest.approx(3, rel=0.05)
+    before, after = task.metrics(logits * 3, target), ready.metrics(logits * 3, target)
+    assert after["ece"] < before["ece"] / 3
+    assert after["nll"] < before["nll"]
+    assert after["accuracy"] == before["accuracy"]
+    assert ready.loss(logits, target) == task.loss(logits, target)
+
+
+# multilabel ----------------------------------------------------------------------------------------------------------
+
+
+def test_multilabel_reads_lists_and_texts():
+    task = Multilabel().fit(["b | a", ["c"], None])
+    assert task.labels == ("a", "b", "c")
+    target = task.collate(["a|b", ["b", "a", "a"], "", None, [], "|", np.array(["c"])])
+    assert target.values.int().tolist() == [[1, 1, 0], [1, 1, 0], [0] * 3, [0] * 3, [0] * 3, [0] * 3, [0, 0, 1]]
+    assert target.present.tolist() == [True, True, False, False, True, True, True]
+    assert Multilabel(separator=";").fit(["a|b;c"]).labels == ("a|b", "c")
+    assert Multilabel(labels=("z", "a")).fit(["a"]).labels == ("z", "a")
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"), [(3.5, "must be a list"), ([1.5], "must be a text"), (["x", "d"], "got 'd'")]
+)
+def test_multilabel_refuses_what_is_no_target(bad, message):
+    task = Multilabel().fit([["x"], ["y"]])
+    with pytest.raises(DataError, match=message):
+        task.collate([["x"], bad])
+
+
+def test_multilabel_needs_a_label():
+    with pytest.raises(DataError, match="at least one label"):
+        Multilabel().fit([[], None, "|"])
+    with pytest.raises(SpecError, match="Call fit"):
+        _ = Multilabel().size
+    with pytest.raises(ValidationError):
+        Multilabel(labels=("a", "a"))
+
+
+@pytest.mark.parametrize("chosen", ["none", "balanced"])
+def test_multilabel_loss_is_binary_cross_entropy(chosen):
+    values = [["a"], ["a", "b"], ["a"], []]
+    task = Multilabel(pos_weight=chosen).fit(values)
+    output, target = torch.randn(4, 2, generator=torch.Generator().manual_seed(0)), task.collate(values)
+    factor = torch.tensor([1 / 3, 3.0]) if chosen == "balanced" else None
+    expected = functional.binary_cross_entropy_with_logits(output, target.values, pos_weight=factor)
+    torch.testing.assert_close(task.loss(output, target), expected)
+
+
+def test_multilabel_metrics_equal_the_reference():
+    rng = np.random.default_rng(0)
+    truth = rng.random((150, 3)) < 0.4
+    values = [[name for name, yes in zip("abc", row, strict=True) if yes] for row in truth]
+    task = Multilabel().fit(values)
+    output = torch.tensor(rng.normal(size=(150, 3)) + 2 * truth - 1)
+    got, p = task.metrics(output, task.collate(values)), output.sigmoid().numpy()
+    guess = p >= 0.5
+    expected = {
+        "macro_f1": reference.f1_score(truth, guess, average="macro"),
+        "micro_f1": reference.f1_score(truth, guess, average="micro"),
+        "auroc": reference.roc_auc_score(truth, p),
+        "average_precision": reference.average_precision_score(truth, p),
+        "exact_match": reference.accuracy_score(truth, guess),
+        "hamming_loss": reference.hamming_loss(truth, guess),
+        "nll": reference.log_loss(truth.ravel(), p.ravel()),
+        "brier": reference.brier_score_loss(truth.ravel(), p.ravel()),
+    }
+    assert next(iter(got)) == "macro_f1"
+    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-9)
+    assert (task.answers(output).numpy() == guess).all()
+
+
+def test_threshold_decides_which_labels_are_predicted():
+    output = torch.tensor([[0.0, 2.0]])
+    labels = {t: Multilabel(labels=("a", "b"), threshold=t).predict(output)[0]["labels"] for t in (0.4, 0.6, 0.9)}
+    assert labels == {0.4: ["a", "b"], 0.6: ["b"], 0.9: []}
+
+
+def test_tuned_thresholds_reach_the_best_f1():
+    rng = np.random.default_rng(0)
+    truth = rng.random((300, 2)) < (0.1, 0.5)
+    values = [[name for name, yes in zip("ab", row, strict=True) if yes] for row in truth]
+    output = torch.tensor(rng.normal(size=(300, 2)).round(1) + truth - 3)
+    task = Multilabel(tune_thresholds=True).fit(values)
+    target = task.collate(values)
+    ready = task.calibrate(output, target)
+    p = ready.probabilities(output).numpy()
+    for k, threshold in enumerate(ready.thresholds):
+        f1 = reference.f1_score(truth[:, k], p[:, k] >= threshold)
+        assert f1 == pytest.approx(max(reference.f1_score(truth[:, k], p[:, k] >= t) for t in np.unique(p[:, k])))
+    untuned = Multilabel().fit(values).calibrate(output, target)
+    assert untuned.thresholds == ()
+    assert ready.metrics(output, target)["macro_f1"] > untuned.metrics(output, target)["macro_f1"] + 0.1
+
+
+def test_multilabel_calibrate_recovers_a_known_temperature():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 3, generator=generator) * 2
+    target = Masked(torch.bernoulli(logits.sigmoid(), generator=generator), torch.ones(4000, 3, dtype=torch.bool))
+    ready = Multilabel(labels=("a", "b", "c")).calibrate(logits * 0.4, target)
+    assert ready.temperature == pytest.approx(0.4, rel=0.05)
+
+
+def test_multilabel_mixes_probabilities_without_saturating():
+    task = Multilabel(labels=("a", "b"))
+    x, y = torch.tensor([[1.0, 50.0]]), torch.tensor([[-2.0, 60.0]])
+    mixed = task.mix([x, y], torch.tensor([0.25, 0.75]))
+    torch.testing.assert_close(mixed.sigmoid(), 0.25 * x.sigmoid() + 0.75 * y.sigmoid())
+    assert mixed[0, 1].item() == pytest.approx(50 + math.log(4), abs=1e-3)
+
+
+# regress -------------------------------------------------------------------------------------------------------------
+
+
+def unpacked(task, output):
+    """The distribution of a raw output, in standardised units, built without the task."""
+    k = task.count
+    factor = torch.zeros(len(output), k, k, dtype=output.dtype)
+    at = k
+    for i in range(k):
+        for j in range(i + 1):
+            entry = output[:, at]
+            factor[:, i, j] = functional.softplus(entry) + 1e-3 if i == j else entry
+            at += 1
+    return MultivariateNormal(output[:, :k], scale_tril=factor)
+
+
+def several(k, n=40, seed=0):
+    """A fitted task of k targets, a full target and random outputs, float64."""
+    names = tuple("abcd"[:k])
+    rows = np.random.default_rng(seed).normal(5, 3, (n, k))
+    values = [dict(zip(names, row, strict=True)) if k > 1 else row[0] for row in rows.tolist()]
+    task = Regress(targets=names).fit(values)
+    output = torch.randn(n, task.size, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return task, values, output, rows
+
+
+@pytest.mark.parametrize("k", [1, 2, 4])
+def test_gaussian_loss_is_the_multivariate_normals(k):
+    task, values, output, _ = several(k)
+    target = task.collate(values)
+    expected = -unpacked(task, output).log_prob(target.values.double()).mean()
+    torch.testing.assert_close(task.loss(output, target), expected)
+
+
+def test_a_row_with_missing_targets_contributes_its_marginal():
+    task, values, output, _ = several(3)
+    target = task.collate(values)
+    mask = torch.rand(target.mask.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask[0] = False
+    mask[1] = True
+    joint, total = unpacked(task, output), 0.0
+    for i in range(1, len(mask)):
+        seen = mask[i].nonzero().flatten()
+        if len(seen):
+            covariance = joint.covariance_matrix[i][seen][:, seen]
+            marginal = MultivariateNormal(joint.loc[i, seen], covariance)
+            total -= marginal.log_prob(target.values[i, seen].double())
+    expected = total / mask.any(1).sum()
+    partial = Masked(target.values, mask)
+    torch.testing.assert_close(task.loss(output, partial), expected)
+    leaf = output.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: task.loss(x, partial), (leaf,))
+
+
+def test_squared_loss_is_the_mean_squared_error():
+    task, values, _, _ = several(2)
+    task = task.model_copy(update={"objective": "squared"})
+    target, output = task.collate(values), torch.randn(40, 2)
+    torch.testing.assert_close(task.loss(output, target), functional.mse_loss(output, target.values))
+
+
+def test_regress_predicts_in_the_targets_own_units():
+    task, values, output, rows = several(2)
+    perfect = output.clone()
+    perfect[:, :2] = task.collate(values).values
+    answer = task.predict(perfect)
+    assert same([row["value"] for row in answer], values)
+    std = unpacked(task, perfect).variance.sqrt().numpy() * rows.std(0)
+    assert answer[3]["std"] == pytest.approx(dict(zip("ab", std[3], strict=True)))
+    assert answer[3]["high"]["a"] == pytest.approx(values[3]["a"] + 1.6448536 * std[3, 0], rel=1e-5)
+    np.testing.assert_allclose(task.answers(perfect), rows, rtol=1e-5)
+    np.testing.assert_allclose(task.truth(task.collate(values)), rows, rtol=1e-5)
+
+
+def test_interval_sets_the_width():
+    wide, narrow = (Regress(interval=p).fit([1.0, 2.0]).predict(torch.zeros(1, 2))[0] for p in (0.9, 0.5))
+    assert wide["low"] < narrow["low"] < narrow["high"] < wide["high"]
+    assert wide["std"] == narrow["std"]
+
+
+def test_one_target_is_a_plain_number_and_names_its_column():
+    assert Regress().columns("price") == ("price",)
+    assert Regress(column="cost").columns("price") == ("cost",)
+    assert Regress(targets=("a", "b")).columns("x") == ("a", "b")
+    one = Regress(targets=("a",)).fit([1.0, 2.0])
+    assert isinstance(one.predict(torch.zeros(1, 2))[0]["value"], float)
+
+
+def test_targets_are_missing_each_for_itself():
+    task = Regress(targets=("a", "b")).fit([{"a": 1, "b": 2}, {"a": 3, "b": ""}, {"a": None, "b": "4"}])
+    target = task.collate([{"a": 1, "b": None}, {"a": float("nan"), "b": 2}, None, {"a": "", "b": ""}, {"a": 3}])
+    assert target.mask.tolist() == [[True, False], [False, True], [False] * 2, [False] * 2, [True, False]]
+    assert task.mean == (2.0, 3.0)
+
+
+@pytest.mark.parametrize("bad", ["12 kg", float("inf"), "inf", [1.0], b"1"])
+def test_regress_refuses_what_is_no_number(bad):
+    task = Regress().fit([1.0, 2.0])
+    with pytest.raises(DataError, match=r"number is expected.*Mend the cell"):
+        task.collate([1.0, bad])
+    with pytest.raises(DataError, match="number is expected"):
+        Regress().fit([1.0, 2.0, bad])
+
+
+def test_regress_names_the_target_that_is_wrong():
+    task = Regress(targets=("a", "b"))
+    with pytest.raises(
+        DataError, match=r"target 'b' must have at least two different numbers, got one value only \(2\)"
+    ):
+        task.fit([{"a": 1, "b": 2}, {"a": 2, "b": 2}])
+    with pytest.raises(DataError, match=r"target must have .* got no value"):
+        Regress().fit([None, ""])
+    with pytest.raises(DataError, match=r"mapping of \['a', 'b'\], got 3"):
+        task.fit([3])
+    with pytest.raises(SpecError, match="Call fit"):
+        task.collate([{"a": 1, "b": 2}])
+    with pytest.raises(ValidationError, match="column must be left out"):
+        Regress(targets=("a",), column="a")
+    with pytest.raises(ValidationError, match="different columns"):
+        Regress(targets=("a", "a"))
+
+
+def test_regress_metrics_equal_the_reference():
+    task, values, output, rows = several(2)
+    task = task.model_copy(update={"spread": 1.5})
+    target = task.collate(values)
+    got, center = task.metrics(output, target), output[:, :2].numpy() * rows.std(0) + rows.mean(0)
+    standard = unpacked(task, output)
+    joint = MultivariateNormal(
+        torch.tensor(center), scale_tril=1.5 * torch.tensor(rows.std(0))[:, None] * standard.scale_tril
+    )
+    std = joint.variance.sqrt()
+    reach = 1.6448536269514722 * std.numpy()
+    expected = {
+        "r2": reference.r2_score(rows, center),
+        "nll": -joint.log_prob(torch.tensor(rows)).mean().item(),
+        "coverage": (abs(rows - center) <= reach).mean(),
+        "a/r2": reference.r2_score(rows[:, 0], center[:, 0]),
+        "a/mae": reference.mean_absolute_error(rows[:, 0], center[:, 0]),
+        "b/rmse": reference.root_mean_squared_error(rows[:, 1], center[:, 1]),
+        "b/nll": -Normal(joint.loc[:, 1], std[:, 1]).log_prob(torch.tensor(rows[:, 1])).mean().item(),
+        "b/width": 2 * reach[:, 1].mean(),
+    }
+    assert next(iter(got)) == "r2"
+    assert {name: got[name] for name in expected} == pytest.approx(expected, rel=1e-5)
+    single, values, output, _ = several(1)
+    assert list(single.metrics(output, single.collate(values))) == ["r2", "mae", "rmse", "nll", "coverage", "width"]
+
+
+def test_gaussian_training_recovers_a_known_covariance():
+    rng = np.random.default_rng(0)
+    covariance = np.array([[4.0, -3.0], [-3.0, 9.0]])
+    x = rng.normal(size=(3000, 1))
+    y = x @ np.array([[5.0, 2.0]]) + rng.multivariate_normal([0, 0], covariance, 3000)
+    values = [{"a": a, "b": b if i % 3 else None} for i, (a, b) in enumerate(y.tolist())]
+    task = Regress(targets=("a", "b")).fit(values)
+    target, features = task.collate(values), torch.from_numpy(x).float()
+    linear = torch.nn.Linear(1, task.size)
+    torch.nn.init.zeros_(linear.weight)
+    torch.nn.init.zeros_(linear.bias)
+    optimiser = torch.optim.LBFGS(linear.parameters(), max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        loss = task.loss(linear(features), target)
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    with torch.no_grad():
+        output = linear(features)
+    factor = unpacked(task, output).scale_tril[0].numpy() * np.array(task.scale)[:, None]
+    np.testing.assert_allclose(factor @ factor.T, covariance, rtol=0.12)
+    details = task.details(output, target)
+    assert details["correlation"][0][1] == pytest.approx(-0.5, abs=0.05)
+    scores = task.metrics(output, target)
+    assert scores["coverage"] == pytest.approx(0.9, abs=0.02)
+    assert scores["a/rmse"] == pytest.approx(2, rel=0.05)
+    assert all(abs(row["level"] - row["coverage"]) < 0.04 for row in details["levels"])
+
+
+def test_gaussian_mix_has_the_mixtures_mean_and_covariance():
+    task, _, x, _ = several(3)
+    y = torch.randn(x.shape, generator=torch.Generator().manual_seed(9), dtype=torch.double)
+    got = unpacked(task, task.mix([x, y], torch.tensor([0.3, 0.7])))
+    parts = [unpacked(task, output) for output in (x, y)]
+    mean = 0.3 * parts[0].mean + 0.7 * parts[1].mean
+    second = sum(
+        w * (d.covariance_matrix + d.mean[..., None] * d.mean[:, None]) for w, d in zip((0.3, 0.7), parts, strict=True)
+    )
+    torch.testing.assert_close(got.mean, mean, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(got.covariance_matrix, second - mean[..., None] * mean[:, None], rtol=1e-6, atol=1e-6)
+    mixture = MixtureSameFamily(
+        Categorical(torch.tensor([[0.3, 0.7]]).expand(40, 2)),
+        Independent(Normal(torch.stack([d.mean for d in parts], 1), torch.stack([d.stddev for d in parts], 1)), 1),
+    )
+    torch.testing.assert_close(got.variance, mixture.variance, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("objective", ["gaussian", "squared"])
+def test_regress_calibrate_makes_the_interval_cover(objective):
+    rng = np.random.default_rng(0)
+    values = rng.normal(7, 3, 8000)
+    task = Regress(objective=objective, interval=0.8).fit(values.tolist())
+    output = torch.zeros(8000, task.size)
+    if objective == "gaussian":
+        output[:, 1] = math.log(math.expm1(0.5 - 1e-3))  # says half of the true standard deviation
+    target = task.collate(values.tolist())
+    ready = task.calibrate(output, target)
+    fitted = ready.spread if objective == "gaussian" else ready.residual[0]
+    assert fitted == pytest.approx(2 if objective == "gaussian" else 1, rel=0.05)
+    assert ready.metrics(output, target)["coverage"] == pytest.approx(0.8, abs=0.01)
+    assert ready.calibrate(output, target) == ready
+    assert ready.predict(output[:1])[0]["std"] == pytest.approx(3, rel=0.05)
+    assert task.calibrate(output[:9], target[:9]) == task
+    if objective == "squared":
+        assert task.predict(output[:1])[0].keys() == {"value"}
+        assert "coverage" not in task.metrics(output, target)
+
+
+def test_extreme_outputs_stay_finite():
+    task, values, output, _ = several(3)
+    target = task.collate(values)
+    for size in (-60.0, 60.0):
+        leaf = (torch.sign(output) * size).float().requires_grad_()
+        loss = task.loss(leaf, Masked(target.values, target.mask & (torch.rand(target.mask.shape) < 0.7)))
+        loss.backward()
+        assert loss.isfinite()
+        assert leaf.grad is not None
+        assert leaf.grad.isfinite().all()
+        json.dumps(task.predict(task.mix([leaf, leaf * 0.5], torch.tensor([0.5, 0.5]))), allow_nan=False)
