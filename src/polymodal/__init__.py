@@ -1,17 +1,21 @@
 """Polymodal: learn from texts, images, sounds and numbers at once, and know which of them carries the answer.
 
 Names are imported when they are first used, so that ``import polymodal`` and the command line's help cost nothing.
+Where torch is not loaded yet and the environment does not say otherwise, OpenMP threads are told to sleep while they
+wait: on a busy machine, spinning ones cost many times the work itself.
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from polymodal.bundle import Bundle as Bundle
     from polymodal.data.features import FeatureStore as FeatureStore
     from polymodal.data.table import Table as Table
+    from polymodal.data.write import write_table as write_table
     from polymodal.errors import BundleError as BundleError
     from polymodal.errors import DataError as DataError
     from polymodal.errors import PolymodalError as PolymodalError
@@ -19,11 +23,13 @@ if TYPE_CHECKING:
     from polymodal.evaluate import Report as Report
     from polymodal.fitting import fit as fit
     from polymodal.inspection import inspect as inspect
+    from polymodal.nn.weights import PACKAGED as PACKAGED
     from polymodal.part import Fusion as Fusion
     from polymodal.part import Modality as Modality
     from polymodal.part import Reading as Reading
     from polymodal.part import Task as Task
     from polymodal.part import VectorTask as VectorTask
+    from polymodal.ranks import Ranks as Ranks
     from polymodal.report.page import save_page as save_page
     from polymodal.spec import Spec as Spec
     from polymodal.types import Batch as Batch
@@ -35,6 +41,7 @@ _HOMES = {
     "Bundle": "bundle",
     "FeatureStore": "data.features",
     "Table": "data.table",
+    "write_table": "data.write",
     "BundleError": "errors",
     "DataError": "errors",
     "PolymodalError": "errors",
@@ -42,11 +49,13 @@ _HOMES = {
     "Report": "evaluate",
     "fit": "fitting",
     "inspect": "inspection",
+    "PACKAGED": "nn.weights",
     "Fusion": "part",
     "Modality": "part",
     "Reading": "part",
     "Task": "part",
     "VectorTask": "part",
+    "Ranks": "ranks",
     "save_page": "report.page",
     "Spec": "spec",
     "Batch": "types",
@@ -55,13 +64,18 @@ _HOMES = {
     "Outputs": "types",
 }
 
-__all__ = [*_HOMES, "load"]
+__all__ = [*_HOMES, "load"]  # pyright: ignore[reportUnsupportedDunderAll]
 __version__ = "0.1.0"
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 
 def load(path: Any, *, device: str = "auto") -> Bundle:
-    """Read a bundle; the same as ``Bundle.load`` with a feature store for evaluation."""
-    return importlib.import_module("polymodal.bundle").Bundle.load(path, device=device)
+    """Read a bundle that `Bundle.save` wrote; `Bundle.evaluate` then keeps features on disk, as `fit` does."""
+    import polymodal as lazy
+
+    return lazy.Bundle.load(path, device=device, store=lazy.FeatureStore())
 
 
 def __getattr__(name: str) -> Any:

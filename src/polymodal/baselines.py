@@ -55,7 +55,7 @@ def fit_baselines(
     for n, family in model.linear.items():
         for label, linear in family.items():
             hidden = [i for i, name in enumerate(model.names) if label not in (ALL, name)]
-            _fit(model.spec.outputs[n], linear, n, seen.without(hidden), held and held.without(hidden))
+            _fit(model.vector_task(n), linear, n, seen.without(hidden), held and held.without(hidden))
             done += 1
             progress("baselines", done, total)
 

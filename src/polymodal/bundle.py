@@ -58,7 +58,7 @@ class Predictions(list[dict[str, dict[str, Any]]]):
         return [str(cell) for report in self.reports for cell in report.quarantined]
 
     def to_columns(self) -> dict[str, list[Any]]:
-        """Flat columns for a table file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``."""
+        """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``."""
         columns: dict[str, list[Any]] = {}
         for number, row in enumerate(self):
             flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}

@@ -20,7 +20,8 @@ def card(spec: Spec, report: Mapping[str, Any]) -> str:
         [
             "# Model card",
             "",
-            f"A Polymodal bundle: {', '.join(spec.inputs)} -> {', '.join(spec.outputs)}, fused by `{spec.fusion.kind}`.",
+            f"A Polymodal bundle: {', '.join(spec.inputs)} -> {', '.join(spec.outputs)}.",
+            f"Fusion: {spec.fusion.kind}.",
             "",
             "| input | modality | columns |\n|---|---|---|\n" + inputs,
             "",

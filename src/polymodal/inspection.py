@@ -10,6 +10,7 @@ from polymodal.data.clean import DataReport
 from polymodal.data.gather import Progress, Survey, silent
 from polymodal.data.guess import guess_columns, infer_spec
 from polymodal.data.infer import Guess, infer_inputs
+from polymodal.data.loader import read_targets, target_values
 from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.part import Modality
@@ -61,6 +62,8 @@ def inspect(
         report.inputs[name] = Survey(Source(name, part, table), progress).run()
         if strict:
             report.refuse_broken()
+    for name, task in spec.outputs.items() if spec else ():
+        read_targets(name, task.fit(target_values(name, task, table)), table, report)
     named = {column for name, part in parts.items() for column in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named and column not in targets)
     return Inspection(guesses, spec, report)

@@ -100,6 +100,13 @@ class Model(nn.Module):
             present.append(here)
         return torch.cat(features, 1), torch.stack(present, 1)
 
+    def vector_task(self, n: str) -> VectorTask:
+        """The task called ``n``, which has linear models."""
+        task = self.spec.outputs[n]
+        if not isinstance(task, VectorTask):
+            raise TypeError(f"outputs.{n} must be a task with one vector per sample, got {task.kind}.")
+        return task
+
     def baselines(self) -> dict[str, Callable[[Batch], dict[str, Tensor]]]:
         """Label -> function from a batch to the raw outputs of the linear models of that label."""
 
@@ -115,11 +122,9 @@ class Model(nn.Module):
 
     def _decode(self, n: str, fused: Fused, single: Mapping[str, Tensor], encoded: Mapping[str, Masked]) -> Tensor:
         task = self.spec.outputs[n]
-        if self.spec.fusion.late:
-            if not isinstance(task, VectorTask) or fused.weights is None:
-                raise TypeError(f"outputs.{n}: a late fusion needs a task whose predictions can be mixed.")
+        if fused.weights is not None and self.spec.fusion.late:
             columns = [i for i, name in enumerate(self.names) if name in single]
-            return task.mix(list(single.values()), fused.weights[:, columns])
+            return self.vector_task(n).mix(list(single.values()), fused.weights[:, columns])
         output = self.heads[n](fused)
         if not isinstance(task, VectorTask):
             return output

@@ -32,6 +32,11 @@ class Ranks:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
         return cls(dist.get_rank(), world)
 
+    @classmethod
+    def current(cls) -> Ranks:
+        """This process's place in a group that was joined before; alone without one."""
+        return cls(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else cls()
+
     @property
     def first(self) -> bool:
         """Whether this process writes files and prints."""

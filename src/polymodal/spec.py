@@ -11,7 +11,6 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
 
 from polymodal import fusions, modalities, tasks  # noqa: F401  (fills each kind's table)
-from polymodal.data.split import Split
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality, Task
@@ -24,6 +23,46 @@ class Settings(BaseModel):
     """Base of the frozen groups of settings in a spec."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Split(Settings):
+    """How the rows of a table are divided.
+
+    Attributes:
+        by: ``random``; ``stratified`` keeps the share of each class on every side; ``group`` keeps rows that share
+            a value together; ``time`` trains on the earliest rows and tests on the latest. None: stratified
+            if the only target is a class, else random.
+        column: the column of groups, times or classes. Stratified takes the target's own if there is one target.
+        valid: share of rows for validation (early stopping, calibration).
+        test: share of rows held out for the report.
+        given: a column that says train, valid (validation, val, dev) or test for each row. If it holds no
+            validation rows, they are taken from its training rows by the other settings.
+        seed: of the shuffle; the spec's own when not given. Time needs none.
+    """
+
+    by: Literal["random", "stratified", "group", "time"] | None = None
+    column: str | None = None
+    valid: float = Field(default=0.15, ge=0, lt=1)
+    test: float = Field(default=0.0, ge=0, lt=1)
+    given: str | None = None
+    seed: int | None = Field(default=None, ge=0)
+
+    @model_validator(mode="after")
+    def _effective(self) -> Split:
+        """Reject settings that miss a partner or have no effect."""
+        if self.by in ("group", "time") and self.column is None:
+            raise ValueError(f"column must name the column to split by {self.by}, got None.")
+        if self.by in (None, "random") and self.column is not None:
+            raise ValueError(
+                f"column has no effect with by={self.by}, got {self.column!r}. Set by to group, time or stratified."
+            )
+        if self.valid + self.test >= 1:
+            raise ValueError(f"valid + test must be below 1, got {self.valid} + {self.test}.")
+        if self.given is not None and self.test:
+            raise ValueError(
+                f"test has no effect with given={self.given!r}, got {self.test}. The column says which rows test."
+            )
+        return self
 
 
 class Training(Settings):

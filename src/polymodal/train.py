@@ -169,8 +169,8 @@ class Trainer:
     def _update_average(self) -> None:
         self.step += 1
         decay = min(self.plan.averaging, self.step / (self.step + 9))
-        mine, theirs = list(self.average.parameters()), list(self.model.parameters())
-        torch._foreach_lerp_(mine, theirs, 1 - decay if self.plan.averaging else 1.0)
+        for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
+            mine.lerp_(theirs, 1 - decay if self.plan.averaging else 1.0)
 
     @torch.no_grad()
     def _validate(self, valid: Prepared) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from polymodal.data.loader import Prepared
 from polymodal.evaluate import answers
-from polymodal.fusions import Vote
+from polymodal.fusions.vote import Vote, VoteFusion
 from polymodal.model import ALL, Model
 from polymodal.part import VectorTask
 from polymodal.types import Batch, Masked
@@ -43,6 +43,7 @@ def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
         for n, output in seen.outputs.items():
             task = model.spec.outputs[n]
             total[i] += task.weight * task.loss(output, seen.targets[n].without(output.isnan().any(1)))
+    assert isinstance(model.fusion, VoteFusion)
     model.fusion.set_weights((-total * SHARPNESS).softmax(0))
 
 
@@ -66,7 +67,7 @@ def _blend(model: Model, valid: Prepared, device: torch.device) -> None:
         fused = answers(model, valid, device, hidden, lambda batch: model(batch.inputs).decoded)
         linear = answers(model, valid, device, hidden, model.baselines()[ALL])
         for n in losses:
-            losses[n] += weight * _losses(model.spec.outputs[n], fused.outputs[n], linear.outputs[n], fused.targets[n])
+            losses[n] += weight * _losses(model.vector_task(n), fused.outputs[n], linear.outputs[n], fused.targets[n])
     for number, n in enumerate(model.spec.outputs):
         if n in losses:
             model.share[number] = SHARES[int(losses[n].argmin())]

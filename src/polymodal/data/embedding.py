@@ -14,9 +14,10 @@ import torch
 from polymodal.data.features import FeatureStore, cache_folder
 from polymodal.data.shelf import rounded
 from polymodal.errors import BundleError
+from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.runtime import accelerate
-from polymodal.nn.weights import PACKAGED
+from polymodal.nn.weights import PACKAGED, hub_place
 from polymodal.part import Modality
 from polymodal.spec import Spec
 from polymodal.types import Masked
@@ -110,13 +111,16 @@ class Embedder:
             return backbone.eval()
 
     def copy_files(self, folder: Path) -> None:
-        """Copy the packaged weight files of every backbone, so that a bundle needs no other package."""
+        """Copy the files of every backbone, so that a bundle needs nothing else installed but this library."""
         for name in self.modalities:
             backbone = self.backbone(name)
-            for weights in PACKAGED.values() if backbone else ():
-                source = weights.locate()
-                if source is None or weights.name not in backbone.needs:
-                    continue
-                target = folder / weights.package / weights.file
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source, target)
+            if backbone is None:
+                continue
+            for weights in (PACKAGED[file] for file in backbone.packaged):
+                root = Path(str(weights.find()).removesuffix(weights.file))
+                for file in (weights.file, *weights.companions):
+                    target = folder / weights.package / file
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    shutil.copyfile(root / file, target)
+            if backbone.hub is not None and not (folder / hub_place(backbone.hub)).is_dir():
+                hub.copy_model(backbone.hub, folder)

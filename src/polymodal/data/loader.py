@@ -114,7 +114,7 @@ def prepare(
         report.inputs[name] = gathered.report
         if strict:
             report.refuse_broken()
-    labels = {n: _targets(n, task, table, report) for n, task in spec.outputs.items()} if targets else {}
+    labels = {n: read_targets(n, task, table, report) for n, task in spec.outputs.items()} if targets else {}
     named = {c for name, part in (*spec.inputs.items(), *spec.outputs.items()) for c in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named)
     live = {name: LiveRows(s, embedder, spec.seed) for name, s in sources.items() if s.modality.augments}
@@ -136,7 +136,12 @@ def target_values(name: str, task: Task, table: Table) -> list[Any]:
     return [dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True)]
 
 
-def _targets(name: str, task: Task, table: Table, report: DataReport) -> Masked:
+def read_targets(name: str, task: Task, table: Table, report: DataReport) -> Masked:
+    """Collate a fitted task's targets and put them in the report.
+
+    Raises:
+        DataError: a target is not one of this task.
+    """
     values = target_values(name, task, table)
     try:
         target = task.collate(values)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime
 from datetime import time as clock
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from polymodal.data.table import Table
 from polymodal.errors import DataError, SpecError
+from polymodal.spec import Split
 
 _GIVEN = {
     "train": "train",
@@ -24,47 +24,6 @@ _GIVEN = {
 _GIVEN["test"] = "test"
 SIDES = ("train", "valid", "test")
 Sides = dict[str, np.ndarray]
-
-
-class Split(BaseModel):
-    """How the rows of a table are divided.
-
-    Attributes:
-        by: ``random``; ``stratified`` keeps the share of each class on every side; ``group`` keeps rows that share
-            a value together; ``time`` trains on the earliest rows and tests on the latest. None: stratified
-            if the only target is a class, else random.
-        column: the column of groups, times or classes. Stratified takes the target's own if there is one target.
-        valid: share of rows for validation (early stopping, calibration).
-        test: share of rows held out for the report.
-        given: a column that says train, valid (validation, val, dev) or test for each row. If it holds no
-            validation rows, they are taken from its training rows by the other settings.
-        seed: of the shuffle; time needs none.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    by: Literal["random", "stratified", "group", "time"] | None = None
-    column: str | None = None
-    valid: float = Field(default=0.15, ge=0, lt=1)
-    test: float = Field(default=0.0, ge=0, lt=1)
-    given: str | None = None
-    seed: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _effective(self) -> Split:
-        """Reject settings that miss a partner or have no effect."""
-        if self.by in ("group", "time") and self.column is None:
-            raise ValueError(f"column must name the column to split by {self.by}, got None.")
-        if self.by in (None, "random") and self.column is not None:
-            raise ValueError(
-                f"column has no effect with by={self.by}, got {self.column!r}. Set by to group, time or stratified."
-            )
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid + test must be below 1, got {self.valid} + {self.test}.")
-        if self.given is not None and self.test:
-            raise ValueError(
-                f"test has no effect with given={self.given!r}, got {self.test}. The column says which rows test."
-            )
-        return self
 
 
 def split(table: Table, spec: Split, targets: Mapping[str, bool] | None = None) -> dict[str, np.ndarray]:
@@ -126,7 +85,7 @@ def _divide(table: Table, spec: Split, targets: Mapping[str, bool]) -> Sides:
             raise SpecError(f"split.column must say by which of {sorted(targets)} to stratify, got None.")
         column = next(iter(targets))
     values = list(table.column(column)) if column is not None else []
-    rng = np.random.default_rng(spec.seed)
+    rng = np.random.default_rng(spec.seed or 0)
     if by == "group":
         return _grouped(values, wants, rng, table.source, str(column))
     if by == "time":

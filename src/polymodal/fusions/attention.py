@@ -29,9 +29,9 @@ class Attention(Fusion):
     """
 
     type: Literal["attention"] = "attention"
-    depth: int = Field(2, ge=1)
-    heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    depth: int = Field(default=2, ge=1)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """Transformer over all tokens."""

@@ -32,10 +32,10 @@ class Bottleneck(Fusion):
     """
 
     type: Literal["bottleneck"] = "bottleneck"
-    bottlenecks: int = Field(4, ge=1)
-    depth: int = Field(2, ge=2)
-    heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    bottlenecks: int = Field(default=4, ge=1)
+    depth: int = Field(default=2, ge=2)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """A transformer per input, joined by bottleneck tokens."""

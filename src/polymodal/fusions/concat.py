@@ -29,7 +29,7 @@ class Concat(Fusion):
 
     type: Literal["concat"] = "concat"
     pool: Literal["mean", "attention"] = "mean"
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """Perceptron over the inputs' concatenated vectors."""

@@ -33,9 +33,9 @@ class Cross(Fusion):
     """
 
     type: Literal["cross"] = "cross"
-    depth: int = Field(1, ge=1)
-    heads: int = Field(4, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
+    depth: int = Field(default=1, ge=1)
+    heads: int = Field(default=4, ge=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """Cross-attention for every ordered pair of inputs."""

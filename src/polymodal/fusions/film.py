@@ -31,7 +31,7 @@ class Film(Fusion):
 
     type: Literal["film"] = "film"
     condition: str | None = None
-    dropout: float = Field(0.1, ge=0, lt=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """Modulation of every other input by the condition.

@@ -28,7 +28,7 @@ class TensorProduct(Fusion):
     """
 
     type: Literal["tensor"] = "tensor"
-    rank: int = Field(4, ge=1)
+    rank: int = Field(default=4, ge=1)
 
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
         """Low-rank map of the inputs' outer product."""

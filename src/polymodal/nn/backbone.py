@@ -18,11 +18,15 @@ class Backbone(nn.Module, ABC):
         net: module from the tensors of `tensors` to one tensor.
         width: W.
         digest: hash that names the weights (and how they are used): part of every cache key.
+        packaged: names in `polymodal.nn.weights.PACKAGED` of the files it is made of.
+        hub: name of the hub model it is made of.
     """
 
     net: nn.Module
     width: int
     digest: str
+    packaged: tuple[str, ...] = ()
+    hub: str | None = None
 
     @abstractmethod
     def tensors(self, x: Masked) -> tuple[Tensor, ...]:

@@ -258,6 +258,8 @@ class BertBackbone(TextBackbone):
         SpecError: the weights are not installed, or the window does not fit.
     """
 
+    packaged = ("minilm",)
+
     def __init__(self, window: int = 128, overlap: int = 16) -> None:
         path = PACKAGED["minilm"].find()
         if path is None:

@@ -179,6 +179,8 @@ class EfficientNetBackbone(Backbone):
 
     width = WIDTH
 
+    packaged = ("efficientnet-lite0",)
+
     def __init__(self, file: Path, size: int = 224, grid: int = 2) -> None:
         super().__init__()
         features = EfficientNet.load(file, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import shutil
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polymodal.errors import BundleError, SpecError
+from polymodal.nn import weights
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.bert import Subwords, TextBackbone
 from polymodal.types import Masked
@@ -154,7 +156,8 @@ def text_backbone(name: str, window: int = 128, overlap: int = 16) -> TextBackbo
     model = _model(name, "input_ids", "text_model")
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
-    return TextBackbone(_Hidden(model), int(model.config.hidden_size), _digest(model), tokenizer, window, overlap)
+    width, digest = int(model.config.hidden_size), _digest(model)
+    return _named(TextBackbone(_Hidden(model), width, digest, tokenizer, window, overlap), name)
 
 
 @cache
@@ -193,7 +196,7 @@ def image_backbone(name: str) -> HubImage:
     """
     model = _model(name, "pixel_values", "vision_model")
     settings, _ = _fetch(name, "ImageProcessingMixin", "get_image_processor_dict")
-    return HubImage(model, settings, _digest(model))
+    return _named(HubImage(model, settings, _digest(model)), name)
 
 
 def audio_backbone(name: str) -> HubAudio:
@@ -215,7 +218,13 @@ def audio_backbone(name: str) -> HubAudio:
             f"{name}: must take waveforms at {SAMPLE_RATE} Hz, like one of {sorted(_AUDIO)}, "
             f"got {config.model_type!r} at {rate} Hz. Choose another model."
         )
-    return HubAudio(model, settings, _digest(model))
+    return _named(HubAudio(model, settings, _digest(model)), name)
+
+
+def _named(backbone: Any, name: str) -> Any:
+    """Let a backbone know the hub model it is made of."""
+    backbone.hub = name
+    return backbone
 
 
 def _model(name: str, takes: str, part: str = "") -> Any:
@@ -244,7 +253,7 @@ def _fetch(name: str, kind: str, method: str, **more: Any) -> Any:
             f"backbone {name!r} must be loaded with transformers, which is not installed. "
             'Run: pip install "polymodal[hub]"'
         ) from error
-    source = name.removeprefix("hf:")
+    source = str(weights.hub_folder(name) or name.removeprefix("hf:"))
     try:
         return getattr(getattr(transformers, kind), method)(source, local_files_only=Path(source).is_dir(), **more)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -253,6 +262,15 @@ def _fetch(name: str, kind: str, method: str, **more: Any) -> Any:
             f"{name}: must be a folder, or a model that the Hugging Face hub has as safetensors, got: {reason} "
             "Check the name and the network."
         ) from error
+
+
+def copy_model(name: str, folder: Path) -> None:
+    """Copy a hub model's files, as they are on this machine, so that a bundle can hold them."""
+    from huggingface_hub import snapshot_download
+
+    source = weights.hub_folder(name) or Path(name.removeprefix("hf:"))
+    found = source if source.is_dir() else Path(snapshot_download(str(source), local_files_only=True))
+    shutil.copytree(found, folder / weights.hub_place(name))
 
 
 def _digest(model: nn.Module) -> str:

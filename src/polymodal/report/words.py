@@ -11,7 +11,23 @@ LOWER = frozenset({"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", 
 """Scores of which less is better; the last part of "target/mae" counts."""
 
 SHARES = frozenset(
-    ["accuracy", "balanced_accuracy", "macro_f1", "micro_f1", "f1", "precision", "recall", "auroc", "average_precision", "exact_match", "brier", "ece", "hamming_loss", "coverage", "r2"]
+    [
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "micro_f1",
+        "f1",
+        "precision",
+        "recall",
+        "auroc",
+        "average_precision",
+        "exact_match",
+        "brier",
+        "ece",
+        "hamming_loss",
+        "coverage",
+        "r2",
+    ]
 )
 """Scores on a scale that ends at 1."""
 

@@ -32,9 +32,9 @@ class AudioAugmentation(BaseModel):
 
     gain: tuple[Decibels, Decibels] | None = (-6.0, 6.0)
     noise: tuple[Decibels, Decibels] | None = (15.0, 40.0)
-    shift: float = Field(0.1, ge=0, le=60)
-    time_mask: float = Field(0.1, ge=0, le=60)
-    frequency_mask: float = Field(0.1, ge=0, le=0.5)
+    shift: float = Field(default=0.1, ge=0, le=60)
+    time_mask: float = Field(default=0.1, ge=0, le=60)
+    frequency_mask: float = Field(default=0.1, ge=0, le=0.5)
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

@@ -49,7 +49,7 @@ class Audio(Modality):
     type: Literal["audio"] = "audio"
     pretrained: str = Field("auto", alias="backbone")
     sample_rate: int = Field(SAMPLE_RATE, ge=4000, le=192_000)
-    max_seconds: float = Field(30.0, ge=0.1, le=3600)
+    max_seconds: float = Field(default=30.0, ge=0.1, le=3600)
     high_pass: float | None = Field(None, gt=0)
     denoise: bool = False
     trim_silence: float | None = Field(None, ge=-100, lt=0)

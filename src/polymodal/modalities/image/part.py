@@ -56,7 +56,7 @@ class Image(Modality):
     size: int | None = Field(None, ge=16, le=2048)
     grid: int | None = Field(None, ge=1, le=16)
     resize: Literal["stretch", "crop", "pad"] = "stretch"
-    max_pixels: int = Field(100_000_000, ge=1, le=PILLOW_LIMIT)
+    max_pixels: int = Field(default=100_000_000, ge=1, le=PILLOW_LIMIT)
     denoise: bool = False
     equalize: bool = False
     augmentation: ImageAugmentation | None = None

@@ -27,9 +27,9 @@ class TextAugmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    drop: float = Field(0.1, ge=0, lt=1)
-    swap: float = Field(0.05, ge=0, le=1)
-    typo: float = Field(0.05, ge=0, le=1)
+    drop: float = Field(default=0.1, ge=0, lt=1)
+    swap: float = Field(default=0.05, ge=0, le=1)
+    typo: float = Field(default=0.05, ge=0, le=1)
 
     @model_validator(mode="after")
     def _has_effect(self) -> Self:

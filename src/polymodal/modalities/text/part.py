@@ -58,14 +58,14 @@ class Text(Modality):
     strip_markup: bool = False
     strip_urls: bool = False
     lowercase: bool | None = None
-    max_tokens: int = Field(2048, ge=1, le=1_000_000)
-    window: int = Field(128, ge=3, le=8192)
-    overlap: int = Field(16, ge=0)
+    max_tokens: int = Field(default=2048, ge=1, le=1_000_000)
+    window: int = Field(default=128, ge=3, le=8192)
+    overlap: int = Field(default=16, ge=0)
     cjk: Cjk = "words"
     stop_words: tuple[str, ...] | Literal["english"] = ()
-    vocabulary_size: int = Field(20_000, ge=1, le=1_000_000)
-    min_count: int = Field(2, ge=1)
-    layers: int = Field(1, ge=1, le=12)
+    vocabulary_size: int = Field(default=20_000, ge=1, le=1_000_000)
+    min_count: int = Field(default=2, ge=1)
+    layers: int = Field(default=1, ge=1, le=12)
     augmentation: TextAugmentation | None = None
     vocabulary: tuple[str, ...] | None = None
 

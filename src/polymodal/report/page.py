@@ -1,0 +1,141 @@
+"""The report of a fit or an evaluation as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from polymodal.report.cleaning import data_section, warnings
+from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, table, tag
+from polymodal.report.plots import curves
+from polymodal.report.scores import task_section
+from polymodal.report.words import held_out, verdict
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+LISTED = 60
+"""How many epochs the table of losses lists; of more, every n-th."""
+
+
+def save_page(report: Mapping[str, Any], path: Path | str) -> Path:
+    """Write the page of a report.
+
+    Args:
+        report: as for `page`.
+        path: of the file; its folder is made.
+
+    Returns:
+        The path.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page(report), encoding="utf-8")
+    return path
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The page of a report: one HTML document, offline, without scripts.
+
+    Args:
+        report: ``spec`` (YAML), ``data`` (what cleaning did), ``valid`` and ``test`` (evaluations), ``fit`` (history,
+            time, device), all as JSON and each optional. What is missing is left out.
+    """
+    tasks = task_names(report)
+    title = f"Polymodal report: {', '.join(tasks)}" if tasks else "Polymodal report"
+    head = [
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup('<meta name="color-scheme" content="light dark">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        tag("title", title),
+        tag("style", Markup(style())),
+    ]
+    main = [_summary(report, tasks), *(task_section(report, name) for name in tasks), _fit(report)]
+    main += [*data_section(report), _spec(report)]
+    body = tag("body", tag("header", tag("h1", title)), tag("main", main))
+    return f"<!doctype html>\n{tag('html', tag('head', head), body, lang='en')}\n"
+
+
+def style() -> str:
+    """The page's style sheet."""
+    return files("polymodal.report").joinpath("style.css").read_text(encoding="utf-8")
+
+
+def task_names(report: Mapping[str, Any]) -> list[str]:
+    """Every task that was evaluated, in order."""
+    return list(dict.fromkeys(name for side in ("test", "valid") for name in part(report, side, "tasks")))
+
+
+def _summary(report: Mapping[str, Any], tasks: list[str]) -> Markup:
+    """The verdict on each task and what to look at first."""
+    lines = []
+    for name in tasks:
+        side, seen = held_out(report, name)
+        lines.append(tag("p", verdict(name, part(seen, "tasks", name), seen.get("rows"), side)))
+    if not lines:
+        lines.append(tag("p", "No labelled rows were held out, so nothing is known about how good the model is."))
+    warned = warnings(report)
+    notes = tag("div", tag("h2", "Look at this"), tag("ul", warned), cls="warning") if warned else None
+    return tag("section", tag("div", lines, cls="verdict"), notes, aria_label="verdict")
+
+
+def _fit(report: Mapping[str, Any]) -> Markup | None:
+    """What training was and how the loss went."""
+    fit = part(report, "fit")
+    if not fit:
+        return None
+    rows = part(fit, "rows")
+    facts = {
+        "rows": ", ".join(f"{number(count)} {side}" for side, count in rows.items()),
+        "parameters": number(fit["parameters"]) if is_number(fit.get("parameters")) else "",
+        "time": duration(fit["seconds"]) if is_number(fit.get("seconds")) else "",
+        "processor time": duration(fit["cpu_seconds"]) if is_number(fit.get("cpu_seconds")) else "",
+        "device": fit.get("device") or "",
+    }
+    listed = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items() if value]
+    return tag("section", tag("h2", "Training"), tag("dl", listed), _history(fit.get("history")))
+
+
+def _history(history: Any) -> Markup | None:
+    epochs = [epoch for epoch in history or () if is_number(epoch.get("number"))]
+    names = {"train": "train_loss", "valid": "valid_loss"}
+    series = [
+        (name, [(epoch["number"] + 1, epoch[key]) for epoch in epochs if is_number(epoch.get(key))])
+        for name, key in names.items()
+    ]
+    series = [(name, points) for name, points in series if points]
+    if not series:
+        return None
+    said = []
+    for name, points in series:
+        best = min(points, key=lambda point: point[1])
+        said.append(f"{name} loss {number(points[0][1])} to {number(points[-1][1])}, lowest in epoch {best[0]}")
+    title = f"Loss over {many(len(epochs), 'epoch')}: {'; '.join(said)}."
+    every = -(-len(epochs) // LISTED)
+    rows = [
+        [
+            tag("span", number(epoch["number"] + 1)),
+            *(tag("td", number(epoch.get(k)), cls="num") for k in names.values()),
+        ]
+        for epoch in epochs[::every]
+    ]
+    summary = "As a table" if every == 1 else f"As a table, one epoch in {every}"
+    listed = fold(summary, table(["epoch", *(f"{name} loss" for name in names)], rows, label="losses"))
+    return tag("figure", tag("figcaption", title), curves(series, "epoch", "loss", title), listed)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words."""
+    if seconds < 60:
+        return f"{number(float(seconds))} s"
+    if seconds < 3600:
+        return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60)} min"
+
+
+def _spec(report: Mapping[str, Any]) -> Markup | None:
+    spec = report.get("spec")
+    if not spec:
+        return None
+    return tag("section", tag("h2", "Spec"), fold("What was fitted, as YAML", tag("pre", join([spec]))))
