@@ -1,7 +1,7 @@
 """Fit, judge and time Polymodal on the stamps: 527 / 176 rows of picture, text and table, one thread.
 
-Every cost is measured in a process of its own, as CPU seconds (user and system) of the whole process, imports included.
-The figures of AutoGluon-MM, Ludwig and "LR, earlier" were measured before, on the same split; this run does not repeat them.
+Every cost is measured in a process of its own (stages.py), as CPU seconds of the whole process, imports included. The
+figures of AutoGluon-MM, Ludwig and "LR, earlier" were measured before, on the same split, not in this run.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -24,8 +23,6 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0", "MKL_NUM_THREADS": "1"}
-TARGET = "label"
-SINGLE = 50  # rows that are predicted one by one
 IMPORTS = 5
 
 # Row -> AutoGluon-MM 1.6.3, Ludwig 0.17.10, LR on frozen features (earlier), goal in words, whether a value reaches it.
@@ -53,11 +50,9 @@ ROWS: dict[str, Goal] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure everything and print it; 2 if the data is not there."""
     options = parse(arguments)
-    if options.stage:
-        print(json.dumps(STAGES[options.stage](options)))
-        return 0
     if not (options.data / "train.csv").is_file():
-        print(f"{options.data} must hold the stamps (train.csv), got nothing. Give --data or POLYMODAL_DATA.", file=sys.stderr)
+        reason = f"{options.data} must hold the stamps (train.csv), got nothing. Give --data or set POLYMODAL_DATA."
+        print(reason, file=sys.stderr)
         return 2
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options, Path(folder))
@@ -77,111 +72,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, default=place / "stamps")
     parser.add_argument("--json", type=Path, help="write every number to this file")
     parser.add_argument("--rows", type=int, help="only the first rows of both tables, to try the script")
-    parser.add_argument("--stage", choices=sorted(STAGES), help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
-    parser.add_argument("--bundle", type=Path, help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
-
-
-# --- one stage, in a process of its own ---
-
-
-def table(options: argparse.Namespace, name: str) -> Any:
-    """Read one side of the stamps, without the voice unless it was asked for."""
-    import polymodal as pm
-
-    whole = pm.Table.read(options.data / f"{name}.csv")
-    columns = {c: whole.column(c) for c in whole.columns if options.voice or c != "voice"}
-    chosen = pm.Table(columns, whole.source, whole.base)
-    return chosen.head(options.rows) if options.rows else chosen
-
-
-def fit_stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Fit with the spec that the library infers, and save."""
-    import polymodal as pm
-
-    model = pm.fit(table(options, "train"), target=TARGET, seed=options.seed)
-    model.save(options.bundle)
-    return {"spec": model.spec.to_yaml() if options.seed == 0 else "", "fit": model.report["fit"]["cpu_seconds"]}
-
-
-def evaluate_stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Score a bundle on the test rows, with everything and without each input."""
-    import polymodal as pm
-
-    task = pm.load(options.bundle).evaluate(table(options, "test")).to_dict()["tasks"][TARGET]
-    without = {name: scores["accuracy"] for name, scores in task["without"].items()}
-    baselines = {name: scores["accuracy"] for name, scores in task["baselines"].items()}
-    return {"scores": task["scores"], "without": without, "baselines": baselines, "share": task["share"]}
-
-
-def predict_stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Load a bundle, predict the test rows at once and some of them one by one; nothing comes from the store."""
-    import polymodal as pm
-
-    test = table(options, "test")
-    rows = [{n: v for n, v in test.rows(i).items() if n != TARGET} for i in range(min(SINGLE, len(test)))]
-    media = [name for name in ("image", "voice") if name in test]
-    rows = [row | {name: str(Path(test.base or ".", row[name]).resolve()) for name in media if row[name]} for row in rows]
-    start = time.process_time()
-    model = pm.load(options.bundle)
-    model.predict(rows[:1])
-    loaded = time.process_time()
-    model.predict(test)
-    batch = time.process_time()
-    for row in rows[:5]:
-        model.predict([row])
-    times = []
-    for row in rows:
-        before = time.process_time()
-        model.predict([row])
-        times.append(1000 * (time.process_time() - before))
-    rate, whole = len(test) / (batch - loaded), len(test) / (batch - start)
-    return {"rows_per_cpu_s": rate, "with_loading": whole, "load_cpu_s": loaded - start, "one_row_ms": statistics.median(times)}
-
-
-def linear_stage(options: argparse.Namespace) -> dict[str, Any]:
-    """Logistic regression of scikit-learn on the pooled features of our own frozen backbones."""
-    import numpy as np
-    import polymodal as pm
-    import torch
-    from polymodal.data.loader import prepare
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import f1_score
-    from sklearn.preprocessing import StandardScaler
-
-    model = pm.load(options.bundle)
-    blocks: dict[str, list[Any]] = {}
-    answers = []
-    for side in ("train", "test"):
-        prepared = prepare(model.spec, table(options, side), model.embedder)
-        batch = prepared.batch(torch.arange(len(prepared)))
-        for name, part in model.spec.inputs.items():
-            blocks.setdefault(name, []).append(part.summary(batch.inputs[name]).numpy())
-        answers.append(batch.targets[TARGET].values[:, 0].numpy())
-    blocks = {n: [(s := StandardScaler().fit(a)).transform(a), s.transform(b)] for n, (a, b) in blocks.items()}
-
-    def score(names: Sequence[str], blank: str | None = None) -> tuple[float, float]:
-        train = np.hstack([blocks[n][0] for n in names])
-        test = np.hstack([blocks[n][1] * (n != blank) for n in names])  # 0 is the training mean of a standardised column
-        guess = LogisticRegression(max_iter=3000).fit(train, answers[0]).predict(test)
-        return float((guess == answers[1]).mean()), float(f1_score(answers[1], guess, average="macro"))
-
-    names, most = list(blocks), {}
-    for name in names if len(names) > 1 else []:
-        most[name] = {"retrained": score([n for n in names if n != name])[0], "blanked": score(names, name)[0]}
-    accuracy, macro = score(names)
-    return {"accuracy": accuracy, "macro_f1": macro, "without": most}
-
-
-STAGES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "fit": fit_stage,
-    "evaluate": evaluate_stage,
-    "predict": predict_stage,
-    "linear": linear_stage,
-}
-
-# --- all stages ---
 
 
 def run(command: Sequence[str], cache: Path) -> dict[str, Any]:
@@ -205,10 +96,10 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     cache, found = folder / "cache", {}
 
     def stage(name: str, seed: int = 0) -> dict[str, Any]:
-        given = ["--stage", name, "--seed", str(seed), "--bundle", str(folder / f"bundle{seed}"), "--data", str(options.data)]
-        extra = (["--voice"] if options.voice else []) + (["--rows", str(options.rows)] if options.rows else [])
+        command = [str(Path(__file__).with_name("stages.py")), name, "--seed", str(seed), "--data", str(options.data)]
+        command += ["--bundle", str(folder / f"bundle{seed}")] + (["--voice"] if options.voice else [])
         print(f"... {name}, seed {seed}", file=sys.stderr)
-        return run([__file__, *given, *extra], cache)
+        return run(command + (["--rows", str(options.rows)] if options.rows else []), cache)
 
     found["cold"] = stage("fit")
     found["fits"] = [stage("fit", seed) for seed in range(options.seeds)]
@@ -256,9 +147,6 @@ def disk(part: metadata.Distribution) -> float:
     return sum(file.stat().st_size for file in files if file.is_file()) / 1e9
 
 
-# --- the table ---
-
-
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean, and standard deviation if there are several."""
     deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
@@ -269,7 +157,8 @@ def ours(found: dict[str, Any]) -> dict[str, tuple[str, tuple[float, ...]]]:
     """Each row of the table: in words, and the numbers that its goal judges."""
     seen = found["evaluations"]
     accuracy, macro = ([e["scores"][m] for e in seen] for m in ("accuracy", "macro_f1"))
-    cells = {"test accuracy / macro-F1": (f"{spread(accuracy)} / {spread(macro)}", (statistics.mean(accuracy), statistics.mean(macro)))}
+    means = statistics.mean(accuracy), statistics.mean(macro)
+    cells = {"test accuracy / macro-F1": (f"{spread(accuracy)} / {spread(macro)}", means)}
     for name in seen[0]["without"]:
         values = [e["without"][name] for e in seen]
         cells[f"{name} removed at inference"] = (spread(values), (statistics.mean(values),))
@@ -284,7 +173,10 @@ def ours(found: dict[str, Any]) -> dict[str, tuple[str, tuple[float, ...]]]:
         ),
         "one row, loaded model": (f"{predict['one_row_ms']:.1f} CPU-ms", (predict["one_row_ms"],)),
         "peak memory of the fit": (f"{found['cold']['peak_gb']:.2f} GB", (found["cold"]["peak_gb"],)),
-        "import / import torch": (f"{ratio:.2f} x ({imports['polymodal']:.2f} / {imports['torch']:.2f} CPU-s)", (ratio,)),
+        "import / import torch": (
+            f"{ratio:.2f} x ({imports['polymodal']:.2f} / {imports['torch']:.2f} CPU-s)",
+            (ratio,),
+        ),
         "installed, CPU torch": (f"{size:.2f} GB", (size,)),
     }
 
@@ -314,8 +206,9 @@ def render(found: dict[str, Any], options: argparse.Namespace) -> str:
             *lines,
             "",
             f"{reached} of {len(ROWS)} goals reached." + (" On part of the rows: no result." if options.rows else ""),
-            "AutoGluon-MM, Ludwig and LR (earlier) were measured before on the same split, not in this run. LR retrained was",
-            "fitted again without that input; otherwise its block of features is the training mean, as the others must do.",
+            "AutoGluon-MM, Ludwig and LR (earlier) were measured before, on the same split, not in this run. LR (this",
+            "run) answers without an input as the others must, by the model that was fitted with everything (the missing",
+            "features are the training mean); LR (retrained) was fitted again without that input.",
         ]
     )
 

@@ -35,22 +35,28 @@ VOICES = {
     "test": ("m4", "f3", "Alex", "Andrea", "michel"),
 }
 HURRY = (
-    "Please hurry, {who} is already waiting for it.",
-    "Urgent: {who} must have this today.",
-    "As fast as you can, {who} needs it at once.",
-    "This cannot wait, {who} has asked for it twice.",
+    "Please hurry, {who} is waiting for it since {day}.",
+    "Urgent: {who} must have this before {day}.",
+    "As fast as you can, {who} needs it on {day} at the latest.",
+    "This cannot wait, {who} has asked for it twice since {day}.",
 )
 CALM = (
     "No rush at all, {who} is away until {day}.",
-    "Handle with care, {who} ordered glass again.",
+    "Handle with care, {who} ordered glass again on {day}.",
     "Leave it with {who}, or behind the house on {day}.",
     "A present for {who}, do not open before {day}.",
-    "Ring the bell twice, {who} hears badly.",
+    "Ring the bell twice, {who} hears badly and sleeps late on {day}.",
     "{who} will pick it up on {day} or later.",
 )
-WHO = ("the school", "my aunt", "Mr Okafor", "the bakery", "Dr Lindqvist", "our office", "the museum", "a neighbour")
+FIRST = (
+    "Ada", "Bruno", "Chen", "Dora", "Emeka", "Farah", "Goran", "Hana", "Inge", "Jonas", "Kofi", "Lena",
+    "Mateo", "Nadia", "Omar", "Priya", "Quinn", "Rosa", "Sven", "Tariq", "Uma", "Vera", "Wei", "Yuki",
+)  # fmt: skip
+LAST = (
+    "Abara", "Berg", "Castro", "Dubois", "Eriksen", "Fischer", "Gomez", "Haddad", "Ito", "Jansen", "Kaur", "Lind",
+)  # fmt: skip
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday")
-MISSING = 0.05
+MISSING = 0.04
 COLUMNS = ("parcel", "photo", "voice", "note", "weight_kg", "length_cm")
 
 SYNCHRONOUS, UTF8, DO_NOT_EXIT = 2, 1, 0x8000  # espeak-ng's speak_lib.h
@@ -61,7 +67,7 @@ _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctype
 class Speaker:
     """espeak-ng in this process, from the installed package; it knows one voice at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, seed: int) -> None:
         self._heard: list[np.ndarray] = []
         self._lib = ctypes.CDLL(espeakng_loader.get_library_path())
         self._listen = _CALLBACK(self._hear)  # kept: the library holds a bare pointer to it
@@ -70,6 +76,7 @@ class Speaker:
         if self.rate <= 0:
             raise RuntimeError(f"espeak-ng must find its data in {data}, but did not. Reinstall espeakng-loader.")
         self._lib.espeak_SetSynthCallback(self._listen)
+        self._lib.espeak_ng_SetRandSeed(ctypes.c_long(seed))  # of the breath in its voices; else the clock's
 
     def _hear(self, samples: Any, n: int, _: Any) -> int:
         if samples and n > 0:
@@ -106,7 +113,7 @@ def make(folder: Path, train: int, test: int, seed: int = 0) -> Path:
     Args:
         folder: to write to.
         train: number of training parcels.
-        test: number of test parcels.
+        test: number of test parcels; 1700 with the training ones at most.
         seed: of every choice.
 
     Returns:
@@ -117,59 +124,79 @@ def make(folder: Path, train: int, test: int, seed: int = 0) -> Path:
         return folder
     for kind in ("photos", "voices"):
         (folder / kind).mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    digits, speaker = load_digits(), Speaker()
-    order = rng.permutation(len(digits.target))
-    sides = {"train": order[:train], "test": order[train : train + test]}
-    for side, chosen in sides.items():
-        rows = [
-            _parcel(folder, f"{side}{i:04d}", digits.images[pick], int(digits.target[pick]), VOICES[side], speaker, rng)
-            for i, pick in enumerate(chosen)
-        ]
-        _lose(rows, rng)
-        if side == "train":
-            _break(folder, rows)
-        _write(folder / f"{side}.csv", rows, (*COLUMNS, "lane"))
-        if side == "test":
-            _write(folder / "new.csv", _with_gaps(rows), COLUMNS)
+    desk = _Desk(folder, seed)
+    rows = desk.parcels("train", train)
+    _lose(rows, desk.rng)
+    _break(folder, rows)
+    _write(folder / "train.csv", rows, (*COLUMNS, "lane"))
+    rows = desk.parcels("test", test)
+    _write(folder / "new.csv", _with_gaps(rows), COLUMNS)
+    _lose(rows, desk.rng)
+    _write(folder / "test.csv", rows, (*COLUMNS, "lane"))
     stamp.write_text(recipe)
     return folder
 
 
-def _parcel(  # noqa: PLR0913
-    folder: Path, name: str, image: np.ndarray, written: int, voices: Sequence[str], speaker: Speaker,
-    rng: np.random.Generator,
-) -> dict[str, str]:  # fmt: skip
-    """One row, with its photo and its recording on disk."""
-    spoken, hurry = int(rng.integers(10)), bool(rng.random() < 0.2)
-    weight, length = float(rng.lognormal(1.6, 0.8)), float(rng.lognormal(4.0, 0.45))
-    template = rng.choice(HURRY if hurry else CALM)
-    photo, voice = f"photos/{name}.png", f"voices/{name}.wav"
-    grey = Image.fromarray(np.uint8(255 - image * (255 / 16)))  # 0..16 ink -> black on white
-    grey.resize((64, 64), Image.Resampling.BICUBIC).save(folder / photo)
-    _record(folder / voice, speaker, WORDS[spoken], voices, rng)
+class _Desk:
+    """Where parcels come in: each image and each pair of addressee and day is used once."""
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self.folder, self.rng, self.speaker = folder, np.random.default_rng(seed), Speaker(seed)
+        digits: Any = load_digits()
+        self.images, self.targets = digits.images, digits.target
+        self.order = iter(self.rng.permutation(len(self.targets)))
+        self.pairs = iter(self.rng.permutation(len(FIRST) * len(LAST) * len(DAYS)))
+
+    def parcels(self, side: str, n: int) -> list[dict[str, str]]:
+        """Rows of the table, with their photos and recordings on disk."""
+        return [self._parcel(f"{side}{i:04d}", side, int(pick)) for i, pick in zip(range(n), self.order, strict=False)]
+
+    def _parcel(self, name: str, side: str, pick: int) -> dict[str, str]:
+        rng, written = self.rng, int(self.targets[pick])
+        spoken, hurry, weight = int(rng.integers(10)), bool(rng.random() < 0.2), float(rng.lognormal(2.0, 1.1))
+        length = float(rng.lognormal(4.0, 0.5))
+        photo, voice = f"photos/{name}.png", f"voices/{name}.wav"
+        _draw(self.folder / photo, self.images[pick])
+        _record(self.folder / voice, self.speaker, WORDS[spoken], VOICES[side], rng)
+        return {
+            "parcel": name, "photo": photo, "voice": voice, "note": self._note(hurry),
+            "weight_kg": f"{weight:.2f}", "length_cm": f"{length:.1f}",
+            "lane": lane(written, spoken, hurry=hurry, weight=weight, length=length),
+        }  # fmt: skip
+
+    def _note(self, hurry: bool) -> str:
+        who, day = divmod(int(next(self.pairs)), len(DAYS))
+        first, last = divmod(who, len(LAST))
+        template = str(self.rng.choice(HURRY if hurry else CALM))
+        return template.format(who=f"{FIRST[first]} {LAST[last]}", day=DAYS[day])
+
+
+def lane(written: int, spoken: int, *, hurry: bool, weight: float, length: float) -> str:
+    """The rule that the model has to find out."""
     if hurry:
-        lane = "courier"
-    elif weight > 20 or length > 120:
-        lane = "freight"
-    else:
-        lane = f"{'north' if written < 5 else 'south'} {'early' if spoken < 5 else 'late'}"
-    note = template.format(who=rng.choice(WHO), day=rng.choice(DAYS))
-    return {
-        "parcel": name, "photo": photo, "voice": voice, "note": note[0].upper() + note[1:],
-        "weight_kg": f"{weight:.2f}", "length_cm": f"{length:.0f}", "lane": lane,
-    }  # fmt: skip
+        return "courier"
+    if weight > 20 or length > 120:
+        return "freight"
+    return f"{'north' if written < 5 else 'south'} {'early' if spoken < 5 else 'late'}"
+
+
+def _draw(file: Path, image: np.ndarray) -> None:
+    """A digit (8, 8) with 0 to 16 of ink, black on a white label of 96 x 96 pixels."""
+    grey = Image.fromarray(np.uint8(255 - image * (255 / 16))).resize((64, 64), Image.Resampling.BICUBIC)
+    label = Image.new("L", (96, 96), 255)
+    label.paste(grey, (16, 16))
+    label.save(file)
 
 
 def _record(file: Path, speaker: Speaker, word: str, voices: Sequence[str], rng: np.random.Generator) -> None:
-    """A spoken word by a random voice, with a pause around it and white noise at 5 to 30 dB below it."""
+    """A spoken word by a random voice, with a pause around it and white noise 10 to 30 dB below it."""
     said = speaker.say(
         word, f"{rng.choice(ACCENTS)}+{rng.choice(voices)}",
         speed=int(rng.integers(120, 220)), pitch=int(rng.integers(25, 75)), spread=int(rng.integers(20, 80)),
     )  # fmt: skip
     power = float(np.mean(said**2))
     sound = np.pad(said, [int(seconds * RATE) for seconds in rng.uniform(0.1, 0.4, 2)])
-    noise = rng.normal(0, (power / 10 ** (rng.uniform(5, 30) / 10)) ** 0.5, len(sound))
+    noise = rng.normal(0, (power / 10 ** (rng.uniform(10, 30) / 10)) ** 0.5, len(sound))
     sound = (sound + noise) * (0.5 / np.abs(sound + noise).max())
     with wave.open(str(file), "wb") as out:
         out.setnchannels(1)
@@ -200,12 +227,13 @@ def _break(folder: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _with_gaps(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Parcels to try the model on: the first complete ones, each with something taken away."""
-    whole = [row for row in rows if all(row.values())]
-    gaps: tuple[tuple[str, ...], ...] = (
-        (), ("photo",), ("voice",), ("note",), ("weight_kg", "length_cm"), ("photo", "voice"), ("photo", "voice", "note"),
-    )  # fmt: skip
-    return [dict(row) | dict.fromkeys(gap, "") for row, gap in zip(whole, gaps, strict=False)]
+    """Parcels to try the model on: one with ever other gaps, one with its note alone, one with its numbers alone."""
+    photo, voice, note, numbers = ("photo",), ("voice",), ("note",), ("weight_kg", "length_cm")
+    first = {row["lane"]: row for row in reversed(rows)}
+    sorted_by_digits = next(row for row in rows if row["lane"] not in ("courier", "freight"))
+    gaps = [(sorted_by_digits, gap) for gap in ((), photo, voice, note, numbers, photo + voice)]
+    gaps += [(first["courier"], photo + voice + numbers), (first["freight"], photo + voice + note)]
+    return [dict(row) | dict.fromkeys(gap, "") for row, gap in gaps]
 
 
 def _write(file: Path, rows: Sequence[Mapping[str, str]], columns: Sequence[str]) -> None:

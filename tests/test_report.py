@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from polymodal.report.markup import Markup, number, tag
+from polymodal.report.markup import Markup, number, significant, table, tag
 from polymodal.report.page import duration, page, save_page
 from polymodal.report.plots import bar, calibration, curves, stack, ticks_of
 from polymodal.report.scores import scale, variants
@@ -214,7 +214,7 @@ def test_the_verdict_names_a_better_baseline_and_the_direction():
     task = regressed() | {"baselines": {"linear": {"mae": 11.0}, "mean": {"mae": 40.0}}}
     said = Document(verdict("price", task, 90, "valid")).text
     assert "MAE 12.4 (lower is better; 95 % 11.2 to 13.9) on 90 valid rows" in said
-    assert "the best baseline, linear, is better with 11." in said
+    assert "the best baseline, linear, is better with 11.0." in said
 
 
 def test_the_verdict_names_the_costliest_of_many_inputs():
@@ -283,8 +283,8 @@ def test_the_fusion_model_is_a_bar_of_its_own_only_where_it_was_blended():
 def test_lower_is_better_is_said_and_told_apart():
     drawn = Document(variants(regressed())).text
     assert "Lower is better: shorter bars" in drawn
-    assert "without text 14.1 1.7 worse" in drawn
-    assert "without image 12.2 0.2 better" in drawn
+    assert "without text 14.1 1.70 worse" in drawn
+    assert "without image 12.2 0.200 better" in drawn
     assert "Higher is better" in Document(variants(classified(CLASSES))).text
     assert [lower_is_better(m) for m in ("mae", "price/rmse", "r2", "hamming_loss", "auroc")] == [1, 1, 0, 1, 0]
 
@@ -294,8 +294,8 @@ def test_lower_is_better_is_said_and_told_apart():
     [
         (0.8, 0.9, "accuracy", "0.100 worse"),
         (0.95, 0.9, "accuracy", "0.050 better"),
-        (3.0, 2.0, "mae", "1 worse"),
-        (1.0, 2.0, "x/nll", "1 better"),
+        (3.0, 2.0, "mae", "1.00 worse"),
+        (1.0, 2.0, "x/nll", "1.00 better"),
         (0.9, 0.9, "accuracy", "same"),
     ],
 )
@@ -434,7 +434,7 @@ def test_what_is_not_a_number_is_never_shown():
     said = Document(page(report)).text
     assert not re.search(r"\b(nan|inf|None)\b", said, re.IGNORECASE)
     assert "95 %" not in said.split("Look at this")[0]
-    assert "without text" not in said.split("What carries")[0]
+    assert "without text" not in said.split("What the")[0]
 
 
 def test_no_score_is_said():
@@ -457,6 +457,9 @@ def test_numbers_are_for_people():
     assert [number(v) for v in (1234567, 0.12345, -2.5, 12345.6, 3, math.nan, None, True)] == [
         "1,234,567", "0.123", "−2.5", "12,346", "3", "–", "–", "–",
     ]  # fmt: skip
+    assert [significant(v) for v in (13.0, 0.34, 2e-7, 4321.5, -99.96, 0)] == [
+        "13.0", "0.340", "2e−07", "4,322", "−100.0", "0",
+    ]  # fmt: skip
     assert number(0.5, 2) == "0.50"
     assert [duration(s) for s in (4.25, 75, 3720)] == ["4.25 s", "1 min 15 s", "1 h 2 min"]
     assert metric_name("price/mae") == "price MAE"
@@ -467,6 +470,13 @@ def test_markup_escapes_unless_it_is_markup():
     assert (
         tag("p", "<", Markup("<b>"), None, ["&", 1], cls='"', aria_label=None) == '<p class="&quot;">&lt;<b>&amp;1</p>'
     )
+
+
+def test_a_table_keeps_numbers_right_and_labels_whole():
+    drawn = table(["class", "n", "word"], [[0.1 + 0.2, 1234, "x"], [2020, None, "y"]])
+    assert '<th scope="row">0.3</th><td class="num">1,234</td><td>x</td>' in drawn
+    assert '<th scope="row">2020</th><td>–</td>' in drawn
+    assert '<th scope="col">class</th><th scope="col" class="num">n</th><th scope="col">word</th>' in drawn
 
 
 def test_the_same_report_gives_the_same_page():

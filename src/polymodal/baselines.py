@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from polymodal.nn.linear import Linear
 from polymodal.part import VectorTask
 from polymodal.types import Masked
 
-STRENGTHS = (1.0, 0.1, 0.01, 0.001)
+STRENGTHS = (3e-3, 1e-3, 3e-4, 1e-4)
 """Penalties to choose from, strongest first: each fit starts where the one before ended."""
 
 ROWS = 20_000
@@ -42,22 +42,51 @@ class Summaries:
 
 
 def fit_baselines(
-    model: Model, train: Prepared, valid: Prepared | None, device: torch.device, progress: Progress = silent
-) -> None:
+    model: Model,
+    train: Prepared,
+    valid: Prepared | None,
+    device: torch.device,
+    penalties: Mapping[tuple[str, str], float] | None = None,
+    progress: Progress = silent,
+) -> dict[tuple[str, str], float]:
     """Fit every task's linear models in place, each with the penalty that does best on the validation rows.
 
-    Without validation rows the middle penalty is taken.
+    Args:
+        model: whose linear models are fitted.
+        train: rows to learn from.
+        valid: rows to choose on; without labelled ones a middle penalty is taken.
+        device: of the model.
+        penalties: (task, label) -> the penalty to take, where it was chosen before.
+        progress: told how many are done.
+
+    Returns:
+        (task, label) -> the penalty taken.
     """
-    keep = np.random.default_rng(model.spec.seed).permutation(len(train))[:ROWS]
-    seen = summaries(model, train.select(np.sort(keep)), device)
+    taken: dict[tuple[str, str], float] = {}
+    seen = summaries(model, _some(model, train), device)
     held = None if valid is None else summaries(model, valid, device)
     total, done = sum(len(family.names) for _, family in model.linear.items()), 0
     for n, family in model.linear.items():
         for label, linear in family.items():
             hidden = [i for i, name in enumerate(model.names) if label not in (ALL, name)]
-            _fit(model.vector_task(n), linear, n, seen.without(hidden), held and held.without(hidden))
+            known = (penalties or {}).get((n, label))
+            strengths = STRENGTHS if known is None else (known,)
+            parts = seen.without(hidden), held and held.without(hidden)
+            taken[n, label] = _fit(model.vector_task(n), linear, n, *parts, strengths)
             done += 1
             progress("baselines", done, total)
+    return taken
+
+
+def adapt(model: Model, train: Prepared, device: torch.device) -> None:
+    """Standardise the model's summaries like those of the training rows."""
+    seen = summaries(model.to(device), _some(model, train), device)
+    model.adapt(seen.features, seen.present)
+
+
+def _some(model: Model, train: Prepared) -> Prepared:
+    keep = np.random.default_rng(model.spec.seed).permutation(len(train))[:ROWS]
+    return train.select(np.sort(keep))
 
 
 @torch.no_grad()
@@ -75,20 +104,29 @@ def summaries(model: Model, prepared: Prepared, device: torch.device) -> Summari
     return Summaries(torch.cat(features), torch.cat(present), joined)
 
 
-def _fit(task: VectorTask, linear: Linear, name: str, seen: Summaries, held: Summaries | None) -> None:
+def _fit(
+    task: VectorTask,
+    linear: Linear,
+    name: str,
+    seen: Summaries,
+    held: Summaries | None,
+    strengths: Sequence[float],
+) -> float:
     """Minimise the task's loss plus a ridge penalty; keep the strength with the lowest held-out loss."""
     linear.standardise(seen.features, seen.present)
     design = linear.design(seen.features, seen.present)
-    best, lowest = {}, float("inf")
-    for strength in STRENGTHS:
+    best, lowest, taken = {}, float("inf"), strengths[0]
+    for strength in strengths:
         _minimise(task, linear, design, seen.targets[name], strength)
-        if held is None:
-            loss = 0.0 if strength == STRENGTHS[len(STRENGTHS) // 2] else 1.0
+        if held is None or not bool(held.targets[name].present.any()):
+            loss = 0.0 if strength == strengths[len(strengths) // 2] else 1.0
         else:
             loss = task.loss(linear(held.features, held.present), held.targets[name]).item()
         if loss < lowest or not best:
             best, lowest = {key: t.clone() for key, t in linear.state_dict().items()}, loss
+            taken = strength
     linear.load_state_dict(best)
+    return taken
 
 
 def _minimise(task: VectorTask, linear: Linear, design: Tensor, target: Masked, strength: float) -> None:

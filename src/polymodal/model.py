@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from polymodal.nn.blocks import Named
+from polymodal.nn.blocks import Named, SummaryEncoder
 from polymodal.nn.linear import Linear
 from polymodal.part import Modality, VectorTask
 from polymodal.spec import Spec
@@ -34,21 +34,24 @@ class Model(nn.Module):
         super().__init__()
         self.spec, self.dim = spec, spec.dim
         self.names, tasks = tuple(spec.inputs), spec.outputs
-        self.encoders = Named({name: part.encoder(spec.dim) for name, part in spec.inputs.items()})
+        self.widths = {name: summary_width(part) for name, part in spec.inputs.items()}
+        self.summarised = spec.summarised
+        self.encoders = Named({name: self._encoder(name) for name in self.names})
         self.fusion = spec.fusion.build(self.names, spec.dim)
         self.heads = Named({} if spec.fusion.late else {n: task.head(spec.dim) for n, task in tasks.items()})
         self.single = Named({n: Named({name: t.head(spec.dim) for name in self.names}) for n, t in tasks.items()})
-        self.widths = [summary_width(part) for part in spec.inputs.values()]
         vector = {n: task for n, task in tasks.items() if isinstance(task, VectorTask)}
         labels = [ALL, *self.names] if len(self.names) > 1 else [ALL]
-        self.linear = Named({n: Named({x: Linear(self.widths, t.size) for x in labels}) for n, t in vector.items()})
+        self.linear = Named(
+            {n: Named({x: Linear(tuple(self.widths.values()), t.size) for x in labels}) for n, t in vector.items()}
+        )
         self.register_buffer("share", torch.zeros(len(tasks)))
 
     def forward(self, inputs: Mapping[str, Masked]) -> Outputs:
         """Answer a batch by the fusion model alone. An input that is left out is absent in every row.
 
         Args:
-            inputs: input name -> backbone's tokens, or collated values where it has none. At least one.
+            inputs: input name -> backbone's summary or tokens, or collated values where it has none. At least one.
         """
         encoded = {name: self.encode(name, inputs[name]) for name in self.names if name in inputs}
         fused = self.fusion(encoded)
@@ -90,12 +93,12 @@ class Model(nn.Module):
         some = next(iter(inputs.values()))
         nothing = torch.zeros(len(some), dtype=torch.bool, device=some.mask.device)
         features, present = [], []
-        for width, (name, part) in zip(self.widths, self.spec.inputs.items(), strict=True):
+        for name, part in self.spec.inputs.items():
             x = inputs.get(name)
             here = nothing if x is None else x.present
-            blank = torch.zeros(len(some), width, device=some.mask.device)
+            blank = torch.zeros(len(some), self.widths[name], device=some.mask.device)
             if x is not None and bool(here.any()):
-                blank[here] = part.summary(x[here]).float()
+                blank[here] = x.values[here, 0] if name in self.summarised else part.summary(x[here]).float()
             features.append(blank)
             present.append(here)
         return torch.cat(features, 1), torch.stack(present, 1)
@@ -115,6 +118,19 @@ class Model(nn.Module):
 
         labels = next(iter(self.linear.items()))[1].names if self.linear.names else ()
         return {label: decode(label) for label in labels}
+
+    @torch.no_grad()
+    def adapt(self, features: Tensor, present: Tensor) -> None:
+        """Standardise summaries like those of the training rows: (n, F) and (n, M) as from `summaries`."""
+        parts = features.split(list(self.widths.values()), 1)
+        for i, (name, part) in enumerate(zip(self.names, parts, strict=True)):
+            if name in self.summarised:
+                self.encoders[name].adapt(part[present[:, i]])
+
+    def _encoder(self, name: str) -> nn.Module:
+        if name in self.summarised:
+            return SummaryEncoder(self.widths[name], self.dim, self.spec.training.dropout)
+        return self.spec.inputs[name].encoder(self.dim)
 
     def _single(self, task: str, encoded: Mapping[str, Masked]) -> dict[str, Tensor]:
         heads = self.single[task]

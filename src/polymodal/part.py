@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
@@ -48,9 +48,12 @@ class Part(BaseModel, ABC):
         """
         if isinstance(value, cls):
             return value
+        kind = cls.__name__.lower()
+        if not isinstance(value, str | Mapping):
+            raise ValueError(f"{kind} must be a type's name or a mapping with a type, got {value!r}.")
         value = {"type": value} if isinstance(value, str) else dict(value)
-        name, kind = value.get("type"), cls.__name__.lower()
-        if name not in cls.known:
+        name = value.get("type")
+        if not isinstance(name, str) or name not in cls.known:
             raise ValueError(f"{kind} type must be one of {sorted(cls.known)}, got {name!r}.{suggest(name, cls.known)}")
         return cls.known[name].model_validate(value)  # pyright: ignore[reportReturnType]
 
@@ -63,11 +66,13 @@ class Reading:
         value: the value in memory, as the modality's ``augment`` and ``collate`` take it.
         repairs: what had to be mended, in constant words that can be counted ("truncated file", "clipped").
         facts: numbers worth a range in the data report ({"width": 640.0, "height": 480.0}, {"seconds": 1.2}).
+        broken: of a modality that ``spans`` columns, those whose cell could not be read and counts as absent -> why.
     """
 
     value: Any
     repairs: tuple[str, ...] = ()
     facts: dict[str, float] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
 
 
 class Modality(Part):
@@ -138,7 +143,7 @@ class Modality(Part):
 
     @abstractmethod
     def summary(self, x: Masked) -> Tensor:
-        """A fixed (B, F) vector per sample for linear baselines, from what the encoder takes.
+        """A fixed (B, F) vector per sample, from what the encoder takes: for linear models and for vector fusions.
 
         F must not depend on the batch. Absent rows may hold anything: the caller masks them.
         """
@@ -149,6 +154,9 @@ class Fusion(Part):
 
     late: ClassVar[bool] = False
     """True where each input is decided by its own head and the fusion only weighs the answers."""
+
+    deep: ClassVar[bool] = False
+    """True where tokens of different inputs meet; any other fusion gets one token per backbone, its summary."""
 
     @abstractmethod
     def build(self, names: Sequence[str], dim: int) -> nn.Module:
@@ -166,6 +174,9 @@ class Task(Part):
         column: the table's target column; the task's own name when not given.
         weight: factor of this task's loss in the sum over tasks.
     """
+
+    dense: ClassVar[bool] = False
+    """True where the task answers for every token, so that inputs keep theirs."""
 
     column: str | None = None
     weight: float = 1.0

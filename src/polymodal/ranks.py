@@ -62,6 +62,12 @@ class Ranks:
         dist.all_reduce(total)
         return dict(zip(counts, (local / total.clamp(min=1)).float().unbind(), strict=True))
 
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum of values (n,) over ranks."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
     def sum_gradients(self, model: nn.Module) -> None:
         """Add up gradients over ranks. A parameter without one counts as zero unless no rank has one."""
         if self.world == 1:

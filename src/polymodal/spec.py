@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
@@ -58,6 +58,8 @@ class Split(Settings):
             )
         if self.valid + self.test >= 1:
             raise ValueError(f"valid + test must be below 1, got {self.valid} + {self.test}.")
+        if self.by == "time" and self.seed is not None:
+            raise ValueError(f"seed has no effect with by=time, got {self.seed}. Leave it out.")
         if self.given is not None and self.test:
             raise ValueError(
                 f"test has no effect with given={self.given!r}, got {self.test}. The column says which rows test."
@@ -72,13 +74,16 @@ class Training(Settings):
         epochs: at most this many passes over the training rows.
         batch_size: rows per step, over all ranks together.
         learning_rate: peak rate of AdamW, reached after the warm-up, then lowered along a cosine.
-        weight_decay: AdamW's decay of weight matrices; biases, norms and embeddings of positions are spared.
+        weight_decay: AdamW's decay of weight matrices; biases and norms are spared.
         warm_up: share of all steps in which the rate rises from 0.
         clip: largest gradient norm; 0 turns clipping off.
         patience: stop after this many epochs without a better validation loss; 0 never stops early.
         averaging: decay per step of the running average of weights that is kept; 0 keeps the last weights.
         modality_dropout: chance that a present input of a row is hidden in a step (never the last one of a row).
         auxiliary: weight of the loss of each input's own head; 0 trains without these heads' losses.
+        dropout: share of a summary's features, and of its token's, that is dropped in a step.
+        refit: with at most this many labelled rows, train once more on training and validation rows together, with
+            what was chosen on the latter; 0 never does.
         precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU.
     """
 
@@ -92,6 +97,8 @@ class Training(Settings):
     averaging: float = Field(default=0.98, ge=0, lt=1)
     modality_dropout: float = Field(default=0.25, ge=0, lt=1)
     auxiliary: float = Field(default=1.0, ge=0)
+    dropout: float = Field(default=0.3, ge=0, lt=1)
+    refit: int = Field(default=20_000, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
 
@@ -135,18 +142,29 @@ class Spec(Settings):
     split: Split = Split()
     data: Data | None = None
     seed: int = Field(default=0, ge=0)
-    version: int = VERSION
+    version: int = Field(default=VERSION, ge=1)
 
     @model_validator(mode="after")
     def _columns_and_version(self) -> Self:
         if self.version > VERSION:
             raise ValueError(f"version must be at most {VERSION}, got {self.version}. Update polymodal.")
         answers = {column: name for name, task in self.outputs.items() for column in task.columns(name)}
-        for name, modality in self.inputs.items():
-            for column in modality.columns(name):
-                if column in answers:
-                    raise ValueError(f"inputs.{name}: column {column!r} is what outputs.{answers[column]} predicts.")
+        faults = [
+            f"inputs.{name}: column {column!r} is what outputs.{answers[column]} predicts. Leave it out."
+            for name, modality in self.inputs.items()
+            for column in modality.columns(name)
+            if column in answers
+        ]
+        if faults:
+            raise ValueError("\n".join(faults))
         return self
+
+    @property
+    def summarised(self) -> tuple[str, ...]:
+        """Inputs that reach the model as their backbone's summary, since nothing asks for their tokens."""
+        if self.fusion.deep or any(task.dense for task in self.outputs.values()):
+            return ()
+        return tuple(name for name, part in self.inputs.items() if part.backbone() is not None)
 
     @classmethod
     def parse(cls, value: Spec | Mapping[str, Any] | str | Path) -> Spec:
@@ -157,11 +175,13 @@ class Spec(Settings):
         """
         if isinstance(value, Spec):
             return value
+        if not isinstance(value, Mapping | str | Path):
+            raise SpecError(f"spec must be a mapping or the path of a YAML or JSON file, got {type(value).__name__}.")
         mapping = value if isinstance(value, Mapping) else _load(Path(value))
         try:
             return cls.model_validate(dict(mapping))
         except ValidationError as error:
-            raise SpecError("\n".join(_explain(fault, cls) for fault in error.errors())) from None
+            raise SpecError("\n".join(_explain(fault, mapping) for fault in error.errors())) from None
 
     def fit(
         self,
@@ -204,8 +224,9 @@ def _short(part: Modality | Fusion | Task) -> str | dict[str, Any]:
 def _load(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise SpecError(f"{path}: spec must be a readable YAML or JSON file, got {error.strerror}.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "something that is not text"
+        raise SpecError(f"{path}: spec must be a readable YAML or JSON file, got {reason}.") from None
     try:
         mapping = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
     except (yaml.YAMLError, json.JSONDecodeError) as error:
@@ -215,25 +236,34 @@ def _load(path: Path) -> Mapping[str, Any]:
     return mapping
 
 
-def _explain(fault: Any, model: type[BaseModel]) -> str:
+def _explain(fault: Any, spec: Any) -> str:
     path = ".".join(str(step) for step in fault["loc"])
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "extra_forbidden":
-        known = _fields(fault["loc"][:-1], model)
-        message = (
-            f"no such setting.{suggest(fault['loc'][-1], known)} Known here: {', '.join(known)}."
-            if known
-            else ("no such setting.")
-        )
+        known = _settings(fault["loc"][:-1], spec)
+        message = f"no such setting.{suggest(fault['loc'][-1], known)}"
+        message += f" Known here: {', '.join(known)}." if known else ""
     elif fault["type"] != "value_error":
         message = f"{message}, got {fault['input']!r}."
     return f"{path}: {message}" if path else message
 
 
-def _fields(loc: tuple[Any, ...], model: type[BaseModel]) -> list[str]:
+def _settings(loc: tuple[Any, ...], spec: Any) -> list[str]:
+    """Names of the settings that a place in a spec may have; none where that place is not known."""
+    model: Any = Spec
+    kinds = {"inputs": Modality, "outputs": Task, "fusion": Fusion}
+    if loc and loc[0] in kinds:
+        size = 1 if loc[0] == "fusion" else 2
+        for step in loc[:size]:
+            spec = spec[step]
+        name = spec if isinstance(spec, str) else spec.get("type")
+        model, loc = kinds[loc[0]].known.get(name), loc[size:]
     for step in loc:
-        inner = model.model_fields[step].annotation if step in model.model_fields else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return []
-        model = inner
-    return list(model.model_fields)
+        model = _model_in(model.model_fields[step].annotation) if model and step in model.model_fields else None
+    return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The group of settings that a field's type allows, if there is one."""
+    found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
+    return found[0] if found else None

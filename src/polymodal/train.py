@@ -93,8 +93,9 @@ def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
 class Trainer:
     """Minimise the objective of a spec with AdamW; keep the averaged weights that did best on validation.
 
-    Randomness comes from one generator (order, hidden inputs), torch's own (dropout) and the epoch's number
-    (augmentation), so a run that was killed and resumed ends with the weights of one that was not.
+    Randomness comes from one generator (order, hidden inputs), from torch's own, seeded anew in every epoch
+    (dropout), and from the epoch's number (augmentation), so a run that was killed and resumed ends with the weights
+    of one that was not, on any number of ranks.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Trainer:
         valid: Prepared | None,
         device: torch.device,
         checkpoint: Checkpoint | None = None,
+        epochs: int | None = None,
     ) -> None:
         self.spec, self.plan = model.spec, model.spec.training
         self.model, self.train, self.valid = model.to(device), train, valid
@@ -113,13 +115,12 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(self.spec.seed)
         self.optimizer = torch.optim.AdamW(decay_groups(model, self.plan.weight_decay), self.plan.learning_rate)
         self.history: list[Epoch] = []
-        self.step = 0
+        self.step, self.epochs = 0, self.plan.epochs if epochs is None else epochs
 
     def run(self, on_epoch: Callable[[Epoch], None] = lambda _: None) -> list[Epoch]:
         """Train until the last epoch or until validation stops improving; leave the best weights in the model."""
-        torch.manual_seed(self.spec.seed + self.ranks.rank)
         self._resume()
-        while len(self.history) < self.plan.epochs and not self._stalled():
+        while len(self.history) < self.epochs and not self._stalled():
             epoch = self._epoch(len(self.history))
             self.history.append(epoch)
             if self.valid is None or epoch is self._best_epoch():
@@ -132,27 +133,32 @@ class Trainer:
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
+        torch.manual_seed((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank)
         order = torch.randperm(len(self.train), generator=self.generator)
         parts = self.ranks.batches(order, self.plan.batch_size)
-        sums: dict[str, float] = {}
+        total, sums = 0.0, dict[str, float]()
         for rows in parts:
-            for name, value in self._step(rows, number, len(parts) * self.plan.epochs).items():
+            loss, terms = self._step(rows, number, len(parts) * self.plan.epochs)
+            total += loss
+            for name, value in terms.items():
                 sums[name] = sums.get(name, 0.0) + value
         means = {name: value / len(parts) for name, value in sums.items()}
         valid = None if self.valid is None else self.ranks.agree(self._validate(self.valid), self.device)
-        return Epoch(number, means.pop("total"), valid, means)
+        return Epoch(number, total / len(parts), valid, means)
 
-    def _step(self, rows: Tensor, epoch: int, steps: int) -> dict[str, float]:
+    def _step(self, rows: Tensor, epoch: int, steps: int) -> tuple[float, dict[str, float]]:
         drop = torch.rand(len(self.spec.inputs), len(rows), generator=self.generator) < self.plan.modality_dropout
         batch = self.train.batch(self.ranks.mine(rows), epoch).to(self.device)
         batch = hide(batch, self.ranks.mine(drop))
         with self._precision():
             terms = objective(self.spec, self.model(batch.inputs), batch)
         shares = self.ranks.shares({name: count for name, (_, _, count) in terms.items()})
-        loss = torch.stack([factor * mean * shares[name] for name, (factor, mean, _) in terms.items()]).sum()
-        if not bool(loss.isfinite()):
+        parts = {name: mean * shares[name] for name, (_, mean, _) in terms.items()}
+        loss = torch.stack([terms[name][0] * part for name, part in parts.items()]).sum()
+        total, *means = self.ranks.add_up(torch.stack([loss, *parts.values()]).detach()).tolist()
+        if not math.isfinite(total):
             raise PolymodalError(
-                f"training: loss must be finite, got {loss.item()} in epoch {epoch}. Lower training.learning_rate."
+                f"training: loss must be finite, got {total} in epoch {epoch}. Lower training.learning_rate."
             )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -163,7 +169,7 @@ class Trainer:
             group["lr"] = self.plan.learning_rate * schedule(self.step, steps, self.plan.warm_up)
         self.optimizer.step()
         self._update_average()
-        return {"total": loss.item()} | {name: mean.item() for name, (_, mean, _) in terms.items()}
+        return total, dict(zip(terms, means, strict=True))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -171,6 +177,8 @@ class Trainer:
         decay = min(self.plan.averaging, self.step / (self.step + 9))
         for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
             mine.lerp_(theirs, 1 - decay if self.plan.averaging else 1.0)
+        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
+            mine.copy_(theirs)  # running statistics are averages already
 
     @torch.no_grad()
     def _validate(self, valid: Prepared) -> float:
@@ -196,7 +204,8 @@ class Trainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     def _best_epoch(self) -> Epoch:
-        return min(self.history, key=lambda epoch: math.inf if epoch.valid_loss is None else epoch.valid_loss)
+        losses = [math.inf if epoch.valid_loss is None else epoch.valid_loss for epoch in self.history]
+        return self.history[min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)]
 
     def _stalled(self) -> bool:
         if not self.plan.patience or self.valid is None or not self.history:
@@ -206,9 +215,7 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoint is None or not self.ranks.first:
             return
-        tensors: dict[str, Tensor] = {"random/order": self.generator.get_state(), "random/torch": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            tensors["random/cuda"] = torch.cuda.get_rng_state(self.device)
+        tensors: dict[str, Tensor] = {"random/order": self.generator.get_state()}
         pack("model", self.model.state_dict(), tensors)
         pack("average", self.average.state_dict(), tensors)
         pack("best", self.best, tensors)
@@ -226,10 +233,6 @@ class Trainer:
         self.best = {name: t.to(self.device) for name, t in unpack("best", tensors).items()}
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
         self.generator.set_state(tensors["random/order"])
-        if self.ranks.first:
-            torch.set_rng_state(tensors["random/torch"])
-        if "random/cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random/cuda"], self.device)
 
 
 def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -35,14 +37,20 @@ def tune(model: Model, valid: Prepared, device: torch.device) -> None:
 def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
     """Weigh each input by how well its own head predicts: softmax of minus its held-out loss, over the present rows.
 
-    Weights are shared by all tasks: their losses are added up with the tasks' weights.
+    Weights are shared by all tasks: their losses are added up with the tasks' weights. An input that no labelled row
+    has could prove nothing, and weighs as little as the worst of the others.
     """
-    total = torch.zeros(len(model.names))
+    losses = {n: torch.full((len(model.names),), float("nan")) for n in model.spec.outputs}
     for i, name in enumerate(model.names):
         seen = answers(model, valid, device, decode=lambda batch, name=name: _own(model, batch, name))
         for n, output in seen.outputs.items():
-            task = model.spec.outputs[n]
-            total[i] += task.weight * task.loss(output, seen.targets[n].without(output.isnan().any(1)))
+            target = seen.targets[n].without(output.isnan().any(1))
+            if bool(target.present.any()):
+                losses[n][i] = model.spec.outputs[n].loss(output, target)
+    total = torch.zeros(len(model.names))
+    for n, task in model.spec.outputs.items():
+        worst = losses[n].nan_to_num(-math.inf).max()
+        total += task.weight * torch.where(losses[n].isnan(), worst, losses[n]).nan_to_num(0.0, 0.0, 0.0)
     assert isinstance(model.fusion, VoteFusion)
     model.fusion.set_weights((-total * SHARPNESS).softmax(0))
 

@@ -84,7 +84,7 @@ def digest(value: Any) -> bytes:
     if isinstance(value, bytes):
         return hashlib.blake2b(value, digest_size=16).digest()
     try:
-        text = json.dumps(value, sort_keys=True, default=_plain, separators=(",", ":"))
+        text = _CANONICAL.encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise DataError(f"the cell must hold a text, number, date, list or mapping: {error}") from None
     return hashlib.blake2b(text.encode(), digest_size=16, person=b"json").digest()
@@ -101,6 +101,9 @@ def _plain(value: Any) -> Any:
     if isinstance(value, (bytes, bytearray, memoryview)):
         return ["bytes", digest(bytes(value)).hex()]
     raise TypeError(f"got {type(value).__name__}.")
+
+
+_CANONICAL = json.JSONEncoder(sort_keys=True, default=_plain, separators=(",", ":"))
 
 
 def _short(value: Any) -> str:

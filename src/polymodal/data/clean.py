@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,6 +50,11 @@ class Range:
         self.low, self.high = min(self.low, value), max(self.high, value)
         self.total, self.count = self.total + value, self.count + 1
 
+    def join(self, other: Range) -> None:
+        """Take another pass into account."""
+        self.low, self.high = min(self.low, other.low), max(self.high, other.high)
+        self.total, self.count = self.total + other.total, self.count + other.count
+
     def to_dict(self) -> dict[str, float]:
         """As JSON."""
         return {"min": self.low, "mean": self.total / max(1, self.count), "max": self.high}
@@ -83,7 +88,8 @@ class InputReport:
 
     def note(self, repairs: tuple[str, ...] | list[str], facts: Mapping[str, float]) -> None:
         """Count what reading one cell reported."""
-        self.repairs.update(repairs)
+        if repairs:
+            self.repairs.update(repairs)
         for fact, value in facts.items():
             self.facts.setdefault(fact, Range()).add(value)
 
@@ -196,3 +202,18 @@ class DataReport:
                 lines.append(f"{name}: {len(report.quarantined)} broken, first: {report.quarantined[0]}")
             lines += [f"{name}: {count} x {what}" for what, count in report.repairs.most_common()]
         return lines + self.leaks
+
+
+def merged(reports: Sequence[DataReport]) -> DataReport:
+    """One report of a table that was cleaned in parts; duplicates count within each part."""
+    whole = DataReport(reports[0].source, sum(report.rows for report in reports), unused=reports[0].unused)
+    for name, first in reports[0].inputs.items():
+        one = whole.inputs[name] = InputReport(name, first.kind, missing_column=first.missing_column)
+        for part in (report.inputs[name] for report in reports):
+            one.present, one.absent = one.present + part.present, one.absent + part.absent
+            one.duplicates += part.duplicates
+            one.repairs.update(part.repairs)
+            one.quarantined += part.quarantined
+            for fact, seen in part.facts.items():
+                one.facts.setdefault(fact, Range()).join(seen)
+    return whole

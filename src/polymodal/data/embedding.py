@@ -32,11 +32,12 @@ class Embedder:
 
     Attributes:
         store: of features, or None to keep nothing on disk.
+        summarised: inputs that the model takes as one summary per sample.
     """
 
     def __init__(self, spec: Spec, device: torch.device, store: FeatureStore | None = None) -> None:
         self.modalities: dict[str, Modality] = dict(spec.inputs)
-        self.device, self.store = device, store
+        self.device, self.store, self.summarised = device, store, spec.summarised
         self._ready: dict[str, Backbone] = {}
 
     def without_store(self) -> Embedder:
@@ -68,10 +69,12 @@ class Embedder:
         Raises:
             BundleError: one is not the same.
         """
-        for name, digest in self.digests.items():
-            if expected.get(name) != digest:
+        found = self.digests
+        for name in sorted({*found, *expected}):
+            if expected.get(name) != found.get(name):
                 raise BundleError(
-                    f"{place}: the backbone of input {name!r} must have digest {expected.get(name)}, got {digest}. "
+                    f"{place}: the backbone of input {name!r} must have digest {expected.get(name)}, "
+                    f"got {found.get(name)}. "
                     "Install the version it was trained with, or fit again."
                 )
 
@@ -94,6 +97,13 @@ class Embedder:
         with torch.inference_mode():
             some = self._fast(name, backbone, x[rows])(x[rows].to(self.device)).to("cpu")
         return rounded(some).spread(rows)
+
+    def summary(self, name: str, x: Masked) -> Masked:
+        """What the model takes of a summarised input's tokens: (B, T, W) -> (B, 1, F)."""
+        rows = x.present
+        some = self.modalities[name].summary(x[rows] if bool(rows.any()) else x)
+        whole = Masked(some[:, None], torch.ones(len(some), 1, dtype=torch.bool))
+        return whole.spread(rows) if bool(rows.any()) else Masked(torch.zeros_like(whole.values), rows[:, None])
 
     def _fast(self, name: str, backbone: Backbone, example: Masked) -> Backbone:
         if name not in self._ready:

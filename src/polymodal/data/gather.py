@@ -25,6 +25,9 @@ CHUNK = 256
 EMBED = 32
 """Rows that go through a backbone together."""
 
+HELD = 256 << 20
+"""Bytes of summaries up to which they are held in memory."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many rows are done and how many there are."""
 
@@ -54,6 +57,25 @@ class MemoryRows:
         longest = int(used[-1]) + 1 if len(used) else 1
         at = None if some.at is None else some.at[:, :longest]
         return Masked(some.values[:, :longest], some.mask[:, :longest], at)
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryRows:
+    """Rows of which the model takes only the summary."""
+
+    rows: Rows
+    embedder: Embedder
+    name: str
+
+    def batch(self, indices: Tensor) -> Masked:
+        """Gather some rows (B,) into (B, 1, F)."""
+        return self.embedder.summary(self.name, self.rows.batch(indices))
+
+    def held(self, count: int) -> Rows:
+        """The same rows, computed once and held in memory unless they are too many for that."""
+        if not count or count * self.batch(torch.zeros(1, dtype=torch.long)).values.nbytes > HELD:
+            return self
+        return MemoryRows(Masked.join([self.batch(rows) for rows in torch.arange(count).split(CHUNK)]))
 
 
 class Survey:
@@ -105,6 +127,8 @@ class Survey:
         if isinstance(reading, Quarantined):
             self.report.quarantined.append(reading)
             return None
+        for column, reason in reading.broken.items() if reading else ():
+            self.report.quarantined.append(self.source.broken(row, column, cell, reason))
         if reading is not None and reading.value is None:
             self.report.note(reading.repairs, reading.facts)
             return None
@@ -128,7 +152,10 @@ class Gathering(Survey):
         else:
             rows = MemoryRows(Masked.join([self._tokens(self.read(start, cells)) for start, cells in self.chunks()]))
         self.report.count(self.digests, self.absent)
-        return rows
+        if self.source.name not in self.embedder.summarised:
+            return rows
+        view = SummaryRows(rows, self.embedder, self.source.name)
+        return view.held(len(self.source))
 
     def _kept(self, store: FeatureStore) -> StoredRows:
         """Compute what the store does not have yet, then look at all of it there."""

@@ -38,7 +38,9 @@ class LiveRows:
             value = reading.value if isinstance(reading, Reading) else None
             rng = np.random.default_rng((self.seed, epoch, row))
             values.append(None if value is None else self.source.modality.augment(value, rng))
-        return self.embedder.embed(self.source.name, self.source.modality.collate(values))
+        name = self.source.name
+        tokens = self.embedder.embed(name, self.source.modality.collate(values))
+        return self.embedder.summary(name, tokens) if name in self.embedder.summarised else tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,17 +94,19 @@ def prepare(
     targets: bool = True,
     strict: bool = False,
     allow_paths: bool = True,
+    first: int = 0,
     progress: Progress = silent,
 ) -> Prepared:
     """Clean, collate and embed a whole table with a fitted spec.
 
-    Tokens of frozen backbones come from the embedder's feature store where they are in it, and go there.
+    Tokens of frozen backbones come from the embedder's feature store where they are in it, and go there. Messages
+    number the rows from ``first`` on.
 
     Raises:
         DataError: with ``strict``, a cell is broken; or no input has a column; or a target is unusable.
     """
     report = DataReport(table.source, len(table))
-    sources = {name: Source(name, part, table, allow_paths) for name, part in spec.inputs.items()}
+    sources = {name: Source(name, part, table, allow_paths, first) for name, part in spec.inputs.items()}
     if all(len(source.missing_columns) == len(source.modality.columns(name)) for name, source in sources.items()):
         wanted = sorted({c for name, part in spec.inputs.items() for c in part.columns(name)})
         raise DataError(f"{table.source} must have at least one of the columns {wanted}, got {list(table.columns)}.")

@@ -124,11 +124,18 @@ class Shelf:
         """The note of each stored row; None where absent."""
         starts, found = self.starts, np.asarray(locations, np.int64)
         notes: list[dict[str, Any] | None] = [None] * len(found)
-        which = np.searchsorted(starts, found, side="right") - 1
-        for s in np.unique(which[found >= 0]):
-            texts = self.shards[s].notes()
-            for i in np.flatnonzero((which == s) & (found >= 0)):
-                notes[i] = json.loads(texts[found[i] - starts[s]])
+        which = np.where(found >= 0, np.searchsorted(starts, found, side="right") - 1, -1)
+        order = np.argsort(which, kind="stable")
+        parsed: dict[str, dict[str, Any]] = {}  # most rows say the same
+        for some in np.split(order, np.flatnonzero(np.diff(which[order])) + 1):
+            if len(some) and which[some[0]] >= 0:
+                s = which[some[0]]
+                texts = self.shards[s].notes()
+                for i, place in zip(some.tolist(), (found[some] - starts[s]).tolist(), strict=True):
+                    text = texts[place]
+                    if text not in parsed:
+                        parsed[text] = json.loads(text)
+                    notes[i] = parsed[text]
         return notes
 
 

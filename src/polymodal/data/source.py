@@ -24,12 +24,14 @@ class Source:
         modality: that reads its cells.
         table: that holds them.
         allow_paths: whether a cell may name a file or a URL.
+        first: number of the table's first row, in messages.
     """
 
     name: str
     modality: Modality
     table: Table
     allow_paths: bool = True
+    first: int = 0
 
     def __len__(self) -> int:
         """Return how many rows there are."""
@@ -69,6 +71,11 @@ class Source:
             return self._quarantine(row, cell.origin, error)
         return reading
 
+    def broken(self, row: int, column: str, cell: Cell | Quarantined | None, reason: str) -> Quarantined:
+        """One column's part of a cell that spans several."""
+        value = cell.content.get(column) if isinstance(cell, Cell) else None
+        return Quarantined(self.first + row, column, f"{value!r:.60}", reason)
+
     def _cell(self, row: int, values: dict[str, Any]) -> Cell | Quarantined | None:
         if all(value is None for value in values.values()):
             return None
@@ -80,4 +87,4 @@ class Source:
             return self._quarantine(row, str(value)[:200] if isinstance(value, str) else type(value).__name__, error)
 
     def _quarantine(self, row: int, origin: str, error: DataError) -> Quarantined:
-        return Quarantined(row, ", ".join(self.modality.columns(self.name)), origin, str(error))
+        return Quarantined(self.first + row, ", ".join(self.modality.columns(self.name)), origin, str(error))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -28,6 +28,7 @@ class Attention(Fusion):
         dropout: share dropped in training from attention and layer outputs.
     """
 
+    deep: ClassVar[bool] = True
     type: Literal["attention"] = "attention"
     depth: int = Field(default=2, ge=1)
     heads: int = Field(default=4, ge=1)

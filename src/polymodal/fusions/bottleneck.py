@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -31,6 +31,7 @@ class Bottleneck(Fusion):
         dropout: share dropped in training from attention and layer outputs.
     """
 
+    deep: ClassVar[bool] = True
     type: Literal["bottleneck"] = "bottleneck"
     bottlenecks: int = Field(default=4, ge=1)
     depth: int = Field(default=2, ge=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -32,6 +32,7 @@ class Cross(Fusion):
         dropout: share dropped in training from attention and layer outputs.
     """
 
+    deep: ClassVar[bool] = True
     type: Literal["cross"] = "cross"
     depth: int = Field(default=1, ge=1)
     heads: int = Field(default=4, ge=1)

@@ -133,14 +133,14 @@ class Tabular(Modality):
         return self.order
 
     @cached_property
-    def _parsers(self) -> list[tuple[str, Callable[[Any], Any], str]]:
+    def _parsers(self) -> list[tuple[str, Callable[[Any], Any]]]:
         kinds = (
-            (self.numbers, parse_number, "not a number"),
-            (self.categories, parse_category, "not a category"),
-            (self.booleans, parse_boolean, "not yes or no"),
-            (self.dates, _parse_date, "not a date"),
+            (self.numbers, parse_number),
+            (self.categories, parse_category),
+            (self.booleans, parse_boolean),
+            (self.dates, _parse_date),
         )
-        return [(name, parse, f"{name}: {fault}") for names, parse, fault in kinds for name in names]
+        return [(name, parse) for names, parse in kinds for name in names]
 
     @cached_property
     def _ids(self) -> dict[str, dict[str, int]]:
@@ -154,7 +154,7 @@ class Tabular(Modality):
 
         Returns:
             {column: float, str, bool or date features} of the cells that hold something, or None if none does. A broken
-            cell is left out and told in ``repairs``: "price: not a number". A fitted part also tells
+            cell is left out and told in ``broken``. A fitted part also tells in ``repairs``
             "colour: unseen category", "colour: rare category" and "price: absent in training".
 
         Raises:
@@ -162,18 +162,18 @@ class Tabular(Modality):
         """
         if not isinstance(content, Mapping):
             raise DataError(f"table cells must be a mapping from column to value, got {type(content).__name__}.")
-        value, repairs = {}, []
-        for name, parse, fault in self._parsers:
+        value: dict[str, Any] = {}
+        broken: dict[str, str] = {}
+        for name, parse in self._parsers:
             try:
                 cell = parse(content.get(name))
-            except ValueError:
-                repairs.append(fault)
+            except ValueError as error:
+                broken[name] = str(error)
                 continue
             if cell is not None:
                 value[name] = cell
-        if self.seen is not None:
-            repairs += self._strangers(value)
-        return Reading(value or None, tuple(repairs))
+        repairs = () if self.seen is None else tuple(self._strangers(value))
+        return Reading(value or None, repairs, broken=broken)
 
     def _strangers(self, value: Mapping[str, Any]) -> list[str]:
         """What training did not show, or hardly."""

@@ -81,6 +81,35 @@ class TokenEncoder(nn.Module):
         return Masked(values, x.mask, x.at)
 
 
+class SummaryEncoder(nn.Module):
+    """One fixed vector per sample (B, 1, F) -> one token (B, 1, dim).
+
+    Features are standardised with the training rows' mean and deviation, set once by `adapt`.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int, dim: int, dropout: float) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+        self.dropout = nn.Dropout(dropout)
+        self.project = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(dropout))
+
+    @torch.no_grad()
+    def adapt(self, x: Tensor) -> None:
+        """Standardise from now on like these vectors (n, F); a constant feature becomes 0."""
+        if len(x):
+            deviation = x.std(0, correction=0)
+            self.mean.copy_(x.mean(0))
+            self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), 0.0))
+
+    def forward(self, x: Masked) -> Masked:
+        """Encode the summaries."""
+        return Masked(self.project(self.dropout((x.values - self.mean) * self.scale)), x.mask)
+
+
 class Attention(nn.Module):
     """Multi-head attention of queries (B, T, D) on masked keys (B, S, D).
 

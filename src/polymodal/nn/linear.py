@@ -41,19 +41,21 @@ class Linear(nn.Module):
 
     def design(self, features: Tensor, present: Tensor) -> Tensor:
         """Standardised features, 0 where the input is absent, and the indicators. (B, F + M)."""
-        standard = ((features - self.mean) * self.scale) * present[:, self.owner]
+        standard = (features - self.mean) * self.scale
+        standard = standard.masked_fill(~present[:, self.owner], 0.0)
         return torch.cat([standard, present.to(standard.dtype)], 1)
 
     @torch.no_grad()
     def standardise(self, features: Tensor, present: Tensor) -> None:
-        """Take mean and scale of every feature from the rows whose input is present.
+        """Take mean and deviation of every feature from the rows whose input is present; a constant one gets no say.
 
-        The scale also divides by the root of the input's width, so that a wide input does not drown a narrow one.
+        Features are also divided by the root of their input's width, so that a wide input does not drown a narrow one.
         """
-        here = present[:, self.owner].to(features.dtype)
+        here = present[:, self.owner]
         count = here.sum(0).clamp(min=1)
-        mean = (features * here).sum(0) / count
-        variance = ((features - mean).square() * here).sum(0) / count
+        mean = features.masked_fill(~here, 0.0).sum(0) / count
+        variance = (features - mean).square().masked_fill(~here, 0.0).sum(0) / count
         self.mean.copy_(mean)
         deviation = variance.sqrt()
-        self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp(min=1e-6), torch.zeros_like(deviation)))
+        width = torch.tensor(self.widths, device=deviation.device)[self.owner].sqrt()
+        self.scale.copy_(torch.where(deviation > 1e-6, 1 / (deviation.clamp(min=1e-6) * width), 0.0))

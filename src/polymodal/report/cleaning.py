@@ -75,7 +75,7 @@ def _presence(inputs: Mapping[str, Mapping[str, Any]]) -> Markup | None:
     if not rows:
         return None
     key = [(tag("i", cls=f"key {cls}"), f" {cls} ") for cls in ("present", "broken", "empty")]
-    heads = ["input", join([tag("span", "drawn", cls="unseen")]), "present", "empty", "broken", "dupli­cates"]
+    heads = ["input", join([tag("span", "drawn", cls="unseen")]), "present", "empty", "broken", "duplicates"]
     return table(heads, rows, join(["What each input has. ", tag("small", key)]), "bars presence")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeGuard
 
 DASH = "–"
@@ -71,6 +71,13 @@ def number(value: Any, decimals: int | None = None) -> str:
     return shown.replace("-", "−")
 
 
+def significant(value: Any) -> str:
+    """A number with three significant digits, zeros at the end kept."""
+    if not is_number(value) or value == 0 or not 1e-4 <= abs(value) < 1000:
+        return number(value)
+    return number(float(value), max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
 def cell(value: Any) -> Markup:
     """One table cell: numbers to the right, shares and scores with three decimals."""
     if isinstance(value, Markup) and value.startswith("<td"):
@@ -86,24 +93,37 @@ def table(
     """Rows of cells, the first of each row its heading.
 
     Args:
-        head: of the columns; those of numbers are told by the first row.
+        head: of the columns; those of numbers stand to the right.
         rows: of values.
         caption: above it.
         cls: its class.
         label: its name for those who do not see it.
     """
     rows = [list(row) for row in rows]
-    right = [i > 0 and all(is_number(row[i]) or row[i] in (None, DASH) for row in rows) for i in range(len(head))]
+    right = [i > 0 and any(_is_figure(row[i]) for row in rows) for i in range(len(head))]
     heads = [tag("th", name, scope="col", cls="num" if r else None) for name, r in zip(head, right, strict=True)]
-    body = [tag("tr", tag("th", row[0], scope="row"), [cell(value) for value in row[1:]]) for row in rows]
+    body = [tag("tr", tag("th", _heading(row[0]), scope="row"), [cell(value) for value in row[1:]]) for row in rows]
     parts = [None if caption is None else tag("caption", caption), tag("thead", tag("tr", heads)), tag("tbody", body)]
     return tag("table", parts, cls=cls, aria_label=label)
 
 
-def records(rows: Sequence[Mapping[str, Any]], caption: Any = None, label: Any = None) -> Markup:
-    """A table of mappings, a column per key in order of appearance."""
+def _is_figure(value: Any) -> bool:
+    return is_number(value) or (isinstance(value, Markup) and value.startswith('<td class="num"'))
+
+
+def _heading(value: Any) -> Any:
+    return number(value) if isinstance(value, float) else value
+
+
+def records(
+    rows: Sequence[Mapping[str, Any]],
+    caption: Any = None,
+    label: Any = None,
+    named: Callable[[str], str] = str,
+) -> Markup:
+    """A table of mappings, a column per key in order of appearance; ``named`` gives a key's heading."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    heads = [name.replace("_", " ") for name in names]
+    heads = [named(name) for name in names]
     return table(heads, [[row.get(name) for name in names] for row in rows], caption, "records", label)
 
 

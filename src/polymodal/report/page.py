@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from polymodal.report.cleaning import data_section, warnings
-from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, table, tag
+from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, significant, table, tag
 from polymodal.report.plots import curves
 from polymodal.report.scores import task_section
 from polymodal.report.words import held_out, verdict
@@ -110,13 +110,15 @@ def _history(history: Any) -> Markup | None:
     said = []
     for name, points in series:
         best = min(points, key=lambda point: point[1])
-        said.append(f"{name} loss {number(points[0][1])} to {number(points[-1][1])}, lowest in epoch {best[0]}")
+        said.append(
+            f"{name} loss {significant(points[0][1])} to {significant(points[-1][1])}, lowest in epoch {best[0]}"
+        )
     title = f"Loss over {many(len(epochs), 'epoch')}: {'; '.join(said)}."
     every = -(-len(epochs) // LISTED)
     rows = [
         [
             tag("span", number(epoch["number"] + 1)),
-            *(tag("td", number(epoch.get(k)), cls="num") for k in names.values()),
+            *(tag("td", significant(epoch.get(k)), cls="num") for k in names.values()),
         ]
         for epoch in epochs[::every]
     ]

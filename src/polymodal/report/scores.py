@@ -26,6 +26,9 @@ SHOWN = 20
 NARROW = 10
 """Classes up to which a confusion matrix keeps its numbers on a phone."""
 
+LONG = 20
+"""Letters of a class's name beside a matrix."""
+
 CONFUSIONS = 5
 """How many confusions are put in words."""
 
@@ -70,7 +73,9 @@ def variants(task: Mapping[str, Any]) -> Markup | None:
         tag("th", metric_name(metric), scope="col", cls="num"),
         tag("th", "than all inputs", scope="col", cls="num"),
     ]
-    caption = tag("caption", f"What carries {metric_name(metric)}. ", tag("small", _legend(task, metric, low, high)))
+    caption = tag(
+        "caption", f"What the {metric_name(metric)} rests on. ", tag("small", _legend(task, metric, low, high))
+    )
     return tag("table", caption, tag("thead", tag("tr", heads)), bodies, cls="bars")
 
 
@@ -165,7 +170,7 @@ def heat(
         shade: from row and column to a class (hit, miss) and a strength from 0 to 1.
         caption: above it.
     """
-    top = [tag("th", tag("span", head, title=head), scope="col") for head in heads]
+    top = [tag("th", tag("span", short(head), title=head), scope="col") for head in heads]
     body = []
     for i, (name, row) in enumerate(zip(names, rows, strict=True)):
         cells = []
@@ -173,10 +178,15 @@ def heat(
             cls, strength = shade(i, j)
             shown = number(value, 2) if isinstance(value, float) else number(value)
             cells.append(tag("td", shown if value else "·", cls=cls, style=f"--h:{100 * strength:.0f}%"))
-        body.append(tag("tr", tag("th", tag("span", name, title=name), scope="row"), cells))
+        body.append(tag("tr", tag("th", tag("span", short(name), title=name), scope="row"), cells))
     size = "heat dense" if len(heads) > NARROW else "heat"
     head = tag("thead", tag("tr", tag("td"), top))
     return tag("table", tag("caption", caption), head, tag("tbody", body), cls=size)
+
+
+def short(name: str) -> str:
+    """A name that fits beside a matrix; the whole one stands in its title."""
+    return name if len(name) <= LONG else f"{name[: LONG - 1]}…"
 
 
 def _calibration(details: Mapping[str, Any]) -> Markup | None:
@@ -194,7 +204,7 @@ def _calibration(details: Mapping[str, Any]) -> Markup | None:
     shown = [{key: _whole(value) for key, value in row.items()} for row in rows]
     caption = tag("figcaption", tag("b", name), ": ", note, ". Below the diagonal: too sure; above: not sure enough.")
     drawn = calibration(points, {"level": "promised share"}.get(across, across), up, title)
-    return tag("figure", caption, drawn, fold("As a table", records(shown, label=name)))
+    return tag("figure", caption, drawn, fold("As a table", records(shown, label=name, named=metric_name)))
 
 
 def _whole(value: Any) -> Any:
@@ -223,7 +233,7 @@ def _tables(details: Mapping[str, Any]) -> list[Markup]:
         if all(isinstance(row, Mapping) for row in rows):
             title = {"per_class": "Scores per class", "per_label": "Scores per label"}.get(name, name.replace("_", " "))
             wide = len(rows) > SHOWN
-            drawn = records(rows, None if wide else title, title)
+            drawn = records(rows, "" if wide else title, title, metric_name)
             found.append(fold(f"{title} ({many(len(rows), 'row')})", drawn) if wide else drawn)
     return found
 

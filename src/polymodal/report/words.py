@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polymodal.report.markup import Markup, is_number, join, number, part, tag
+from polymodal.report.markup import Markup, is_number, join, number, part, significant, tag
 
 LOWER = frozenset({"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", "log_loss", "loss", "error", "width"})
 """Scores of which less is better; the last part of "target/mae" counts."""
@@ -61,7 +61,7 @@ def is_share(metric: str) -> bool:
 
 def score(value: Any, metric: str, decimals: int = 3) -> str:
     """A score for people."""
-    return number(value, decimals if is_share(metric) else None)
+    return number(value, decimals) if is_share(metric) else significant(value)
 
 
 def change(value: float, base: float, metric: str) -> str:

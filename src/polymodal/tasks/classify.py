@@ -73,7 +73,7 @@ class Classify(VectorTask):
             BeforeValidator(_text_keys),
         ]
     ) = "none"
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    label_smoothing: float = Field(default=0.05, ge=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     weights: tuple[float, ...] = ()
 

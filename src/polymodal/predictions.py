@@ -1,0 +1,51 @@
+"""What a model says of a table, row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from polymodal.data.clean import DataReport, merged
+
+
+class Predictions(list[dict[str, dict[str, Any]]]):
+    """One mapping per row: task name -> prediction with its certainty.
+
+    Attributes:
+        absent: per row, the inputs that had nothing usable.
+        reports: what cleaning did, one report for each chunk of rows; rows are numbered through the whole table.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.absent: list[list[str]] = []
+        self.reports: list[DataReport] = []
+
+    @property
+    def quarantined(self) -> list[str]:
+        """Every broken cell, in words."""
+        return [str(cell) for report in self.reports for cell in report.quarantined]
+
+    @property
+    def warnings(self) -> list[str]:
+        """One line for everything a user should look at: broken cells, repairs, missing columns."""
+        return merged(self.reports).warnings() if self.reports else []
+
+    def to_columns(self) -> dict[str, list[Any]]:
+        """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``."""
+        columns: dict[str, list[Any]] = {}
+        for number, row in enumerate(self):
+            flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}
+            for key, value in flat.items():
+                columns.setdefault(key, [None] * number).append(value)
+        return columns | {"absent": [", ".join(names) for names in self.absent]}
+
+
+def _flatten(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for place, (key, value) in enumerate(answer.items()):
+        label = name if place == 0 else f"{name}.{key}"
+        if isinstance(value, Mapping):
+            for inner, cell in value.items():
+                yield f"{label}.{inner}", cell
+        else:
+            yield label, value

@@ -1,0 +1,63 @@
+"""Writing tables of results."""
+
+import json
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import polymodal as pm
+from polymodal.errors import DataError
+
+COLUMNS = {"label": ["a", "ü, \"b\"\n", None], "p": [0.1, 1.0, None], "tags": [["x", "y"], [], None], "n": [1, 2, 3]}
+
+
+def test_parquet(tmp_path):
+    pm.write_table(COLUMNS, tmp_path / "t.parquet")
+    assert pq.read_table(tmp_path / "t.parquet").to_pydict() == COLUMNS
+
+
+def test_json_lines(tmp_path):
+    pm.write_table(COLUMNS, str(tmp_path / "t.JSONL"))
+    lines = (tmp_path / "t.JSONL").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert {name: [row[name] for row in rows] for name in COLUMNS} == COLUMNS and "ü" in lines[1]
+
+
+def test_csv_holds_lists_as_json(tmp_path):
+    pm.write_table(COLUMNS, tmp_path / "t.csv")
+    frame = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
+    assert list(frame["label"]) == ["a", "ü, \"b\"\n", ""] and list(frame["tags"]) == ['["x", "y"]', "[]", ""]
+    assert list(pm.Table.read(tmp_path / "t.csv").column("n")) == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["t.xlsx", "t", "t.csv.gz"])
+def test_an_unknown_ending(tmp_path, name):
+    with pytest.raises(DataError, match=r"must end in one of \['\.csv', '\.jsonl', '\.parquet'\], got"):
+        pm.write_table(COLUMNS, tmp_path / name)
+
+
+def test_no_such_folder(tmp_path):
+    with pytest.raises(DataError, match="must lie in a folder that exists"):
+        pm.write_table(COLUMNS, tmp_path / "no" / "t.csv")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
+    file = tmp_path / f"t.{ending}"
+    file.write_text("old")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(DataError, match="could not be written: No space left on device"):
+        pm.write_table(COLUMNS, file)
+    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+
+
+def test_columns_of_mixed_types(tmp_path):
+    with pytest.raises(DataError, match="columns must have one type and one length"):
+        pm.write_table({"x": [1, "a"]}, tmp_path / "t.csv")
+    with pytest.raises(DataError, match="columns must have one type and one length"):
+        pm.write_table({"x": [1], "y": [1, 2]}, tmp_path / "t.parquet")
