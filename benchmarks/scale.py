@@ -33,8 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(work(options.worker, options)))
         return 0
     print("a generated table: random features, of which only time and memory are of interest")
-    found = [measure(rows, options) for rows in sorted(options.rows)]
-    print(render(found))
+    found = []
+    for rows in sorted(options.rows):
+        found.append(measure(rows, options))
+        print(render(found), flush=True)
     if options.json:
         options.json.write_text(json.dumps(found, indent=1), encoding="utf-8")
     return int(len(found) > 1 and not all(verdict(found)))

@@ -7,7 +7,7 @@ out the dock digit, a short note, a weight and a length. The lane is decided by,
 2. heavier than 20 kg or longer than 120 cm: ``freight``;
 3. otherwise the written digit (0-4 north, 5-9 south) and the spoken digit (0-4 early, 5-9 late): ``north early``, ...
 
-The digits are scikit-learn's ``load_digits`` (UCI, 1797 images of 8 x 8 pixels, by 43 people). The voices are made
+Most parcels are small; heavy and long ones are well beyond these limits. The digits are scikit-learn's ``load_digits`` (UCI, 1797 images of 8 x 8 pixels, by 43 people). The voices are made
 with espeak-ng, with noise added; notes and numbers are made from a seed. Test parcels have other images and voices
 than training parcels.
 """
@@ -119,7 +119,7 @@ def make(folder: Path, train: int, test: int, seed: int = 0) -> Path:
     Returns:
         ``folder``.
     """
-    stamp, recipe = folder / "made.txt", f"train={train} test={test} seed={seed} version=1\n"
+    stamp, recipe = folder / "made.txt", f"train={train} test={test} seed={seed} version=2\n"
     if stamp.is_file() and stamp.read_text() == recipe:
         return folder
     for kind in ("photos", "voices"):
@@ -153,8 +153,10 @@ class _Desk:
 
     def _parcel(self, name: str, side: str, pick: int) -> dict[str, str]:
         rng, written = self.rng, int(self.targets[pick])
-        spoken, hurry, weight = int(rng.integers(10)), bool(rng.random() < 0.2), float(rng.lognormal(2.0, 1.1))
-        length = float(rng.lognormal(4.0, 0.5))
+        spoken, hurry = int(rng.integers(10)), bool(rng.random() < 0.2)
+        weight, length = min(rng.lognormal(1.2, 0.7), 18.0), min(rng.lognormal(3.6, 0.4), 110.0)
+        weight = rng.uniform(22, 60) if rng.random() < 0.18 else weight
+        length = rng.uniform(130, 220) if rng.random() < 0.08 else length
         photo, voice = f"photos/{name}.png", f"voices/{name}.wav"
         _draw(self.folder / photo, self.images[pick])
         _record(self.folder / voice, self.speaker, WORDS[spoken], VOICES[side], rng)

@@ -9,10 +9,10 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from tiny import columns, fitted, picture, sound, spec
 
 import polymodal as pm
 from polymodal.errors import BundleError, DataError, SpecError
+from tiny import columns, fitted, picture, sound, spec
 
 
 def media_table(kind, broken):
@@ -29,7 +29,9 @@ def chunk(name, body):
 def bomb():
     """A PNG of 100 bytes that claims 20,000 x 20,000 pixels."""
     header = struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    )
 
 
 BROKEN = {
@@ -52,14 +54,17 @@ def test_a_broken_medium_is_absent_counted_and_reported(case, tmp_path):
     seen = model.report["data"]["inputs"][kind]
     assert (seen["present"], seen["absent"], seen["quarantined"]) == (23, 1, 1)
     (row,) = seen["quarantined_rows"]
-    assert row["row"] == 23 and row["column"] == kind and len(row["reason"]) > 20
+    assert row["row"] == 23
+    assert row["column"] == kind
+    assert len(row["reason"]) > 20
     assert said is None or said in row["reason"]
     assert not isinstance(cell, str) or cell in f"{row['origin']} {row['reason']}"
     assert any(f"{kind}: 1 broken, first: row 23" in line for line in model.warnings)
     with pytest.raises(DataError, match=rf"row 23, column '{kind}'.*--strict"):
         pm.fit(spec(kind, "table", inputs=inputs_of(kind)), table, cache=False, strict=True)
     predicted = model.predict({name: values[22:] for name, values in table.items() if name != "label"})
-    assert predicted.absent == [[], [kind]] and "row 1" in predicted.quarantined[0]
+    assert predicted.absent == [[], [kind]]
+    assert "row 1" in predicted.quarantined[0]
     without = model.predict([{"x": table["x"][23]}])[0]
     assert predicted[1]["label"]["probability"] == pytest.approx(without["label"]["probability"], abs=1e-6)
 
@@ -81,28 +86,34 @@ def test_no_number_in_a_number_column(cell, quarantined):
     table["x"][5] = cell
     model = fitted("table", table=table)
     seen = model.report["data"]["inputs"]["table"]
-    assert seen["quarantined"] == quarantined and seen["present"] == 24  # the colour of that row is still there
+    assert seen["quarantined"] == quarantined
+    assert seen["present"] == 24
     if quarantined:
         row = seen["quarantined_rows"][0]
-        assert (row["row"], row["column"]) == (5, "x") and "number is expected, got" in row["reason"]
+        assert (row["row"], row["column"]) == (5, "x")
+        assert "number is expected, got" in row["reason"]
         with pytest.raises(DataError, match="row 5, column 'x'"):
             pm.fit(spec("table"), table, cache=False, strict=True)
     answer = model.predict([{"x": cell, "colour": "red"}])
-    assert list(answer) == list(model.predict([{"colour": "red"}])) and len(answer.quarantined) == quarantined
+    assert list(answer) == list(model.predict([{"colour": "red"}]))
+    assert len(answer.quarantined) == quarantined
 
 
 def test_numbers_of_an_arrow_column_may_be_nan_and_inf():
     table = pd.DataFrame(columns(24))
     table.loc[[2, 3], "x"] = np.nan, np.inf
     seen = pm.fit(spec("table"), table, cache=False).report["data"]["inputs"]["table"]
-    assert seen["quarantined"] == 1 and seen["quarantined_rows"][0]["row"] == 3
+    assert seen["quarantined"] == 1
+    assert seen["quarantined_rows"][0]["row"] == 3
 
 
 def test_an_unknown_category_is_told_and_kept_apart():
     model = fitted("table")
     found = model.predict([{"x": 0.5, "colour": "mauve"}, {"x": 0.5, "colour": "red"}])
     assert any("colour: unseen category" in line for line in found.warnings)
-    assert found.absent == [[], []] and found[0] != found[1] and not found.quarantined
+    assert found.absent == [[], []]
+    assert found[0] != found[1]
+    assert not found.quarantined
 
 
 def test_an_unknown_class_in_evaluation_is_an_error():
@@ -131,13 +142,13 @@ def test_a_csv_of_a_header_only(tmp_path):
 def test_one_class_only():
     table = columns(24) | {"label": ["a"] * 24}
     for fit in (lambda: pm.fit(table, target="label"), lambda: fitted("table", table=table)):
-        with pytest.raises(DataError, match="at least two classes, got only 'a' in .* Add rows of another class"):
+        with pytest.raises(DataError, match=r"at least two classes, got only 'a' in .* Add rows of another class"):
             fit()
 
 
 def test_every_target_empty():
     table = columns(24) | {"label": [None] * 24}
-    with pytest.raises(DataError, match="label.*must have labelled rows"):
+    with pytest.raises(DataError, match=r"label.*must have labelled rows"):
         pm.fit(table, target="label")
 
 
@@ -162,7 +173,8 @@ def test_a_modality_absent_from_all_of_training_or_test(kind):
 def test_a_column_missing_at_predict_and_evaluate():
     model = fitted("text", "table")
     found = model.predict({"text": ["red apple pie"]})
-    assert found.absent == [["table"]] and any("table: the table has no such column" in line for line in found.warnings)
+    assert found.absent == [["table"]]
+    assert any("table: the table has no such column" in line for line in found.warnings)
     report = model.evaluate({name: cells for name, cells in columns().items() if name != "text"})
     assert "text: the table has no such column: absent in every row" in report.content["warnings"]
     with pytest.raises(DataError, match=r"at least one of the columns \['colour', 'text', 'x'\], got \['y'\]"):
@@ -196,7 +208,8 @@ def test_a_wrong_type_in_a_spec(change, said):
 
     with pytest.raises(SpecError) as caught:
         pm.fit(spec() | change, columns())
-    assert re.search(said.replace("?", r"\?"), str(caught.value)) and len(str(caught.value).splitlines()) == 1
+    assert re.search(said.replace("?", r"\?"), str(caught.value))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_absent_target():
@@ -213,13 +226,14 @@ def test_two_rows():
         pm.fit(table, target="label", cache=False)
     everything = spec(split={"valid": 0.0}) | parts
     model = pm.fit(everything, table, cache=False)
-    assert len(model.predict(table)) == 2 and "valid" not in model.report
+    assert len(model.predict(table)) == 2
+    assert "valid" not in model.report
     one = pm.fit(everything | {"outputs": {"label": "regress"}}, {"x": [1.0, 2.0], "label": [0.5, 1.5]}, cache=False)
     assert np.isfinite(one.predict(table)[0]["label"]["value"])
 
 
 def test_a_single_row():
-    with pytest.raises(DataError, match="at least 2 rows for the sides of its split, got 1|at least two classes"):
+    with pytest.raises(DataError, match=r"at least 2 rows for the sides of its split, got 1|at least two classes"):
         pm.fit({"x": [1.0], "label": ["a"]}, target="label")
 
 
@@ -317,7 +331,10 @@ pm.fit(spec("image"), columns(40, media=True)).save({str(tmp_path)!r} + "/" + sy
     for process in both:
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors.decode()
-    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (tmp_path / "b" / "weights.safetensors").read_bytes()
+    assert (tmp_path / "a" / "weights.safetensors").read_bytes() == (
+        tmp_path / "b" / "weights.safetensors"
+    ).read_bytes()
     assert not list((tmp_path / "cache").glob("**/.tmp-*"))
     rows = {shelf.label: shelf.rows for shelf in pm.FeatureStore(tmp_path / "cache").usage()}
-    assert rows.keys() == {"image"} and 40 <= rows["image"] <= 80
+    assert rows.keys() == {"image"}
+    assert 40 <= rows["image"] <= 80

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
-import toys
 from sklearn.linear_model import LogisticRegression, Ridge
 
+import toys
 from polymodal import baselines
 from polymodal.baselines import STRENGTHS, fit_baselines, summaries
 from polymodal.model import ALL, Model

@@ -85,7 +85,7 @@ def test_scale_runs_on_a_small_table(tmp_path):
 @pytest.mark.skipif(not (DATA / "train.csv").is_file(), reason="the stamps are not here")
 def test_stamps_runs_on_a_few_rows(tmp_path):
     result = tmp_path / "found.json"
-    command = [sys.executable, str(FOLDER / "stamps.py"), "--rows", "60", "--seeds", "1", "--data", str(DATA)]
+    command = [sys.executable, str(FOLDER / "stamps.py"), "--rows", "24", "--seeds", "1", "--data", str(DATA)]
     done = subprocess.run([*command, "--json", str(result)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(result.read_text())

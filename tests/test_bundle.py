@@ -14,12 +14,12 @@ import polars as pl
 import pyarrow as pa
 import pytest
 from PIL import Image
-from tiny import SCRATCH, columns, fitted, picture, sound, spec
 
 import polymodal as pm
 from polymodal.errors import BundleError, DataError
 from polymodal.nn import weights
 from polymodal.nn.weights import PACKAGED
+from tiny import SCRATCH, columns, fitted, picture, sound, spec
 
 OUTPUTS = {
     "label": "classify",
@@ -56,7 +56,8 @@ def gaps():
 def test_a_loaded_bundle_predicts_bit_for_bit_like_the_saved_one(model, saved):
     loaded = pm.load(saved, device="cpu")
     assert list(loaded.predict(gaps())) == list(model.predict(gaps()))
-    assert loaded.spec == model.spec and loaded.report == json.loads(json.dumps(model.report))
+    assert loaded.spec == model.spec
+    assert loaded.report == json.loads(json.dumps(model.report))
     assert set(loaded.predict(gaps())[0]) == set(OUTPUTS)
 
 
@@ -79,7 +80,8 @@ def test_nothing_in_a_bundle_is_pickled(saved):
 def test_saving_over_a_bundle_replaces_it(model, saved):
     (saved / "old.txt").write_text("of the old one")
     model.save(saved)
-    assert not (saved / "old.txt").exists() and sorted(p.name for p in saved.parent.iterdir()) == ["model"]
+    assert not (saved / "old.txt").exists()
+    assert sorted(p.name for p in saved.parent.iterdir()) == ["model"]
 
 
 def test_saving_refuses_a_folder_of_something_else(model, tmp_path):
@@ -155,7 +157,7 @@ def test_another_backbone_than_in_training_is_refused(saved):
 
 
 def test_an_unknown_device_is_a_clear_error(saved):
-    with pytest.raises(pm.SpecError, match="device must be auto, cpu, cuda .* got 'gpu7'"):
+    with pytest.raises(pm.SpecError, match=r"device must be auto, cpu, cuda .* got 'gpu7'"):
         pm.load(saved, device="gpu7")
 
 
@@ -185,7 +187,8 @@ def test_every_kind_of_table_gives_the_same_predictions(plain, tmp_path):
 def test_none_and_left_out_are_the_same(plain):
     left_out = plain.predict([{"text": "red apple pie"}])
     nothing = plain.predict([{"text": "red apple pie", "x": None, "colour": None}])
-    assert list(left_out) == list(nothing) and left_out.absent == nothing.absent == [["table"]]
+    assert list(left_out) == list(nothing)
+    assert left_out.absent == nothing.absent == [["table"]]
     assert plain.predict([{"text": None}]).absent == [["text", "table"]]
 
 
@@ -210,7 +213,8 @@ def test_paths_can_be_forbidden(model, tmp_path):
     row = [{"image": str(tmp_path / "a.png")}]
     assert model.predict(row).absent == [["text", "audio", "table"]]
     refused = model.predict(row, allow_paths=False)
-    assert "image" in refused.absent[0] and "must be sent as bytes or a data URL" in refused.quarantined[0]
+    assert "image" in refused.absent[0]
+    assert "must be sent as bytes or a data URL" in refused.quarantined[0]
 
 
 def test_rows_are_numbered_through_all_chunks(model, monkeypatch):
@@ -218,7 +222,8 @@ def test_rows_are_numbered_through_all_chunks(model, monkeypatch):
     rows = [{"text": "red apple"}] * 4 + [{"image": b"no picture"}]
     seen = []
     found = model.predict(rows, progress=lambda *step: seen.append(step))
-    assert len(found) == 5 and found.quarantined[0].startswith("row 4, column 'image'")
+    assert len(found) == 5
+    assert found.quarantined[0].startswith("row 4, column 'image'")
     assert "image: 1 broken, first: row 4" in "\n".join(found.warnings)
     assert seen == [("predict", 2, 5), ("predict", 4, 5), ("predict", 5, 5)]
     with pytest.raises(DataError, match="row 4, column 'image'"):
@@ -283,7 +288,8 @@ except pm.PolymodalError as error:
     print(type(error).__name__, error)
 """
     refused = python(attempt, *packages, POLYMODAL_CACHE=str(tmp_path / "cache"))
-    assert refused.startswith(("BundleError", "SpecError")) and "pip install" in refused
+    assert refused.startswith(("BundleError", "SpecError"))
+    assert "pip install" in refused
     held = next((tmp_path / "whole").rglob("*.pth"))
     held.write_bytes(held.read_bytes()[:-9])
     assert "sha256 must be" in python(attempt.replace("bare", "whole"), *packages)
@@ -318,5 +324,7 @@ def test_a_self_contained_bundle_holds_its_hub_model(tmp_path, no_held_folders):
 
 def test_a_scratch_bundle_holds_no_backbones(model, tmp_path):
     place = model.save(tmp_path / "m", self_contained=True)
-    assert not (place / "backbones").exists() and isinstance(place, Path)
-    assert "text" in SCRATCH and list(pm.load(place).predict(gaps())) == list(model.predict(gaps()))
+    assert not (place / "backbones").exists()
+    assert isinstance(place, Path)
+    assert "text" in SCRATCH
+    assert list(pm.load(place).predict(gaps())) == list(model.predict(gaps()))

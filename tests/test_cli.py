@@ -10,10 +10,10 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from tiny import columns, picture, spec
 
 import polymodal as pm
 from polymodal import cli
+from tiny import columns, picture, spec
 
 VERBS = ("inspect", "fit", "evaluate", "predict", "cache", "weights")
 
@@ -58,9 +58,12 @@ def bad(run):
 
     def go(*arguments):
         status, out, err = run(*arguments)
-        assert status == 2 and not out and "Traceback" not in err
+        assert status == 2
+        assert not out
+        assert "Traceback" not in err
         lines = err.splitlines()
-        assert lines and all(line.startswith("error: ") for line in lines)
+        assert lines
+        assert all(line.startswith("error: ") for line in lines)
         return [line.removeprefix("error: ") for line in lines]
 
     return go
@@ -95,7 +98,8 @@ def test_help_does_not_load_torch(arguments):
 def test_module_runs_as_a_program(folder):
     command = [sys.executable, "-m", "polymodal.cli", "predict", "nowhere", "train.csv"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    assert done.returncode == 2 and done.stdout == ""
+    assert done.returncode == 2
+    assert done.stdout == ""
     assert done.stderr.startswith("error: nowhere must be a bundle's folder")
 
 
@@ -133,7 +137,8 @@ def test_module_runs_as_a_program(folder):
 def test_bad_use_is_one_line_and_status_2(bad, folder, monkeypatch, arguments, said):
     monkeypatch.chdir(folder)
     lines = bad(*arguments)
-    assert len(lines) == 1 and said in lines[0]
+    assert len(lines) == 1
+    assert said in lines[0]
     assert (folder / "model" / "spec.json").is_file()
 
 
@@ -142,8 +147,14 @@ def test_every_fault_of_a_spec_has_a_line(bad, folder):
     chosen |= {"fusion": "concad", "dim": "wide", "training": {"epochs": 0, "lerning_rate": 1}}
     (folder / "faulty.yaml").write_text(yaml.safe_dump(chosen))
     lines = bad("fit", folder / "faulty.yaml", "--out", folder / "never")
-    assert [line.split(":")[0] for line in sorted(lines)] == ["dim", "fusion", "training.epochs", "training.lerning_rate"]
-    assert "Did you mean 'concat'?" in "\n".join(lines) and not (folder / "never").exists()
+    assert [line.split(":")[0] for line in sorted(lines)] == [
+        "dim",
+        "fusion",
+        "training.epochs",
+        "training.lerning_rate",
+    ]
+    assert "Did you mean 'concat'?" in "\n".join(lines)
+    assert not (folder / "never").exists()
 
 
 def test_an_interrupt_is_no_traceback(run, monkeypatch, folder):
@@ -152,7 +163,8 @@ def test_an_interrupt_is_no_traceback(run, monkeypatch, folder):
 
     monkeypatch.setattr(pm, "inspect", stop)
     status, _, err = run("inspect", folder / "train.csv")
-    assert status == 130 and "Traceback" not in err
+    assert status == 130
+    assert "Traceback" not in err
 
 
 def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, folder):
@@ -167,11 +179,14 @@ def test_a_fault_of_ours_keeps_its_traceback(monkeypatch, folder):
 
 def test_inspect(good, run, folder):
     found = good("inspect", folder / "train.csv", "--target", "label", "--target", "price")
-    assert set(found) == {"columns", "spec", "data"} and found["columns"]["text"]["kind"] == "text"
+    assert set(found) == {"columns", "spec", "data"}
+    assert found["columns"]["text"]["kind"] == "text"
     assert set(yaml.safe_load(found["spec"])["outputs"]) == {"label", "price"}
     assert good("inspect", folder / "train.csv")["spec"] is None
     status, out, _ = run("inspect", folder / "train.csv", "--target", "label")
-    assert status == 0 and "40 rows" in out and "outputs:\n  label: classify" in out
+    assert status == 0
+    assert "40 rows" in out
+    assert "outputs:\n  label: classify" in out
     assert "--target COLUMN" in run("inspect", folder / "train.csv")[1]
 
 
@@ -186,7 +201,8 @@ def test_fit_from_a_table_writes_a_spec_that_gives_the_same_model(good, run, fol
     written = yaml.safe_load((folder / "one" / "spec.yaml").read_text())
     assert written["data"] == {"train": "../train.csv"}
     status, out, _ = run("fit", folder / "one" / "spec.yaml", "--out", folder / "two")
-    assert status == 0 and "polymodal fit" in out
+    assert status == 0
+    assert "polymodal fit" in out
     weights = [(folder / name / "weights.safetensors").read_bytes() for name in ("one", "two")]
     assert weights[0] == weights[1]
     good("fit", folder / "one" / "spec.yaml", "--seed", 4, "--out", folder / "two")
@@ -200,7 +216,8 @@ def test_fit_with_several_targets_and_tables(good, folder):
     table.iloc[30:].to_csv(folder / "rest.csv", index=False)
     command = ["fit", folder / "part.csv", "--target", "label", "--target", "price", "--no-cache"]
     report = good(*command, "--test", folder / "rest.csv", "--out", folder / "several", "--self-contained")
-    assert set(report["test"]["tasks"]) == {"label", "price"} and report["test"]["rows"] == 10
+    assert set(report["test"]["tasks"]) == {"label", "price"}
+    assert report["test"]["rows"] == 10
     written = yaml.safe_load((folder / "several" / "spec.yaml").read_text())
     assert written["data"] == {"train": "../part.csv", "test": "../rest.csv"}
     assert good("predict", folder / "several", folder / "rest.csv")["predictions"][0].keys() == {"label", "price"}
@@ -209,15 +226,20 @@ def test_fit_with_several_targets_and_tables(good, folder):
 def test_paths_of_a_spec_start_at_its_file(good, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     report = good("fit", folder / "spec.yaml", "--out", "here")
-    assert report["data"]["rows"] == 40 and (tmp_path / "here" / "spec.json").is_file()
+    assert report["data"]["rows"] == 40
+    assert (tmp_path / "here" / "spec.json").is_file()
     again = good("fit", tmp_path / "here" / "spec.yaml", "--out", "there")
     assert again["valid"]["tasks"] == report["valid"]["tasks"]
 
 
 def test_fit_prints_spec_scores_and_places(run, folder):
     status, out, _ = run("fit", folder / "spec.yaml", "--out", folder / "printed")
-    assert status == 0 and "inputs:" in out and "all inputs" in out and "without text" in out
-    assert str(folder / "printed") in out and "report.html" in out
+    assert status == 0
+    assert "inputs:" in out
+    assert "all inputs" in out
+    assert "without text" in out
+    assert str(folder / "printed") in out
+    assert "report.html" in out
 
 
 def test_a_full_disk_after_the_bundle_is_one_line(bad, folder, monkeypatch):
@@ -226,15 +248,18 @@ def test_a_full_disk_after_the_bundle_is_one_line(bad, folder, monkeypatch):
 
     monkeypatch.setattr(pm, "save_page", full)
     (line,) = bad("fit", folder / "spec.yaml", "--out", folder / "full", "--json")
-    assert "No space left on device" in line and (folder / "full" / "spec.json").is_file()
+    assert "No space left on device" in line
+    assert (folder / "full" / "spec.json").is_file()
 
 
 def test_evaluate(good, run, folder):
     report = good("evaluate", folder / "model", folder / "train.csv", "--seed", 1)
-    assert report["rows"] == 40 and report["tasks"]["label"]["headline"] == "accuracy"
+    assert report["rows"] == 40
+    assert report["tasks"]["label"]["headline"] == "accuracy"
     page = folder / "evaluation.html"
     status, out, _ = run("evaluate", folder / "model", folder / "train.csv", "--report", page)
-    assert status == 0 and "label (classify, 40 rows)" in out
+    assert status == 0
+    assert "label (classify, 40 rows)" in out
     assert page.read_text().startswith("<!doctype html>")
 
 
@@ -243,14 +268,18 @@ def test_evaluate_says_what_was_broken(run, folder):
     table.loc[3, "x"] = "many"
     table.to_csv(folder / "broken.csv", index=False)
     status, _, err = run("evaluate", folder / "model", folder / "broken.csv")
-    assert status == 0 and "note:" in err and "row 3, column 'x' ('many')" in err
+    assert status == 0
+    assert "note:" in err
+    assert "row 3, column 'x' ('many')" in err
 
 
 @pytest.mark.parametrize("ending", ["parquet", "csv", "jsonl"])
 def test_predict_writes_a_table(run, good, folder, tmp_path, ending):
     file = tmp_path / f"predictions.{ending}"
     status, out, _ = run("predict", folder / "model", folder / "train.csv", "--out", file)
-    assert status == 0 and "40 predictions" in out and [p.name for p in tmp_path.iterdir()] == [file.name]
+    assert status == 0
+    assert "40 predictions" in out
+    assert [p.name for p in tmp_path.iterdir()] == [file.name]
     readers = {"parquet": pd.read_parquet, "csv": pd.read_csv, "jsonl": lambda p: pd.read_json(p, lines=True)}
     frame = readers[ending](file)
     wanted = good("predict", folder / "model", folder / "train.csv")["predictions"]
@@ -266,7 +295,8 @@ def test_predict_prints_rows_as_they_are(run, folder, tmp_path):
     pm.fit(spec("table"), table, cache=False).save(tmp_path / "m")
     status, out, _ = run("predict", tmp_path / "m", folder / "train.csv")
     rows = [line.split("\t") for line in out.splitlines()]
-    assert status == 0 and [int(number) for number, _ in rows] == list(range(40))
+    assert status == 0
+    assert [int(number) for number, _ in rows] == list(range(40))
     assert {strict_json(row)["label"]["class"] for _, row in rows} <= {":apple: [red]", "b"}
     assert ":apple: [red]" in out
 
@@ -278,7 +308,8 @@ def test_predict_notes_missing_columns_and_broken_cells(run, good, folder, tmp_p
     for said in ("text: the table has no such column", "row 1, column 'x'", "colour: unseen category"):
         assert said in err
     found = good("predict", folder / "model", tmp_path / "new.csv")
-    assert found["absent"] == [["text"], ["text"]] and "row 1, column 'x'" in found["quarantined"][0]
+    assert found["absent"] == [["text"], ["text"]]
+    assert "row 1, column 'x'" in found["quarantined"][0]
 
 
 def test_strict_stops(bad, folder, tmp_path):
@@ -287,7 +318,8 @@ def test_strict_stops(bad, folder, tmp_path):
         if command[0] == "inspect":
             pd.DataFrame({"x": [*map(str, range(40)), "oops"]}).to_csv(tmp_path / "new.csv", index=False)
         (line,) = bad(*command, "--strict")
-        assert "column 'x' ('oops')" in line and "--strict" in line
+        assert "column 'x' ('oops')" in line
+        assert "--strict" in line
 
 
 def test_cache_looks_and_cleans(good, run, bad, tmp_path, monkeypatch):
@@ -296,13 +328,15 @@ def test_cache_looks_and_cleans(good, run, bad, tmp_path, monkeypatch):
     table = {"image": [picture(i, bool(i % 2)) for i in range(20)], "label": ["a", "b"] * 10}
     pm.fit(spec("image"), table)
     (shelf,) = good("cache")["shelves"]
-    assert shelf["label"] == "image" and shelf["rows"] == 20
+    assert shelf["label"] == "image"
+    assert shelf["rows"] == 20
     assert shelf["key"] in run("cache")[1]
     assert shelf["key"] in bad("cache", "--remove", "unknown")[0]
     assert good("cache", "--remove", shelf["key"])["freed"] == shelf["bytes"]
     pm.fit(spec("image"), table)
     after = good("cache", "--clear")
-    assert after["shelves"] == [] and after["freed"] > 0
+    assert after["shelves"] == []
+    assert after["freed"] > 0
 
 
 def test_no_cache_keeps_nothing(good, folder, tmp_path, monkeypatch):
@@ -329,4 +363,5 @@ def test_warnings_are_notes(run, folder, monkeypatch, tmp_path):
         warnings.simplefilter("default")
         status, _, err = run("fit", tmp_path / "s.yaml", "--out", tmp_path / "m")
     assert status == 0
-    assert "note: the feature cache" in err and "features.py" not in err
+    assert "note: the feature cache" in err
+    assert "features.py" not in err

@@ -38,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 """Each row imports only from rows above it. A folder that stands here as a whole keeps its own order inside."""
 
-EXTRAS = {"transformers", "openvino", "jieba", "janome"}
+EXTRAS = {"transformers", "huggingface_hub", "openvino", "jieba", "janome"}
 """Packages that are installed on request, so that they may be imported where they are needed."""
 
 LAZY = {("__init__", "load"), ("modalities.audio.part", "backbone")}

@@ -19,14 +19,15 @@ HEAVY = ("torch", "numpy", "pyarrow", "onnxruntime", "PIL", "av", "pandas", "skl
 def test_a_public_name_resolves_and_says_what_it_is(name):
     thing = getattr(pm, name)
     if inspect.isclass(thing) or inspect.isfunction(thing):
-        assert (inspect.getdoc(thing) or "").strip().endswith((".", ")", "`", ":")) or inspect.getdoc(thing)
         assert thing.__doc__, f"{name} has no docstring"
 
 
 def test_names_are_given_once_to_readers_of_types_and_to_the_interpreter():
     tree = ast.parse(Path(pm.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
-    declared = {alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    declared = {
+        alias.asname: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    }
     assert declared == {name: f"polymodal.{home}" for name, home in pm._HOMES.items()}
 
 

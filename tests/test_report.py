@@ -206,7 +206,7 @@ def test_the_verdict_is_one_sentence_with_every_number():
     }
     assert Document(verdict("label", task, 176, "test")).text == (
         "label: accuracy 0.93 (95 % 0.89 to 0.97) on 176 test rows; without text 0.91, without image 0.74; "
-        "the best baseline, linear on all inputs, has 0.92."
+        "the best baseline (linear on all inputs) has 0.92."
     )
 
 
@@ -214,7 +214,7 @@ def test_the_verdict_names_a_better_baseline_and_the_direction():
     task = regressed() | {"baselines": {"linear": {"mae": 11.0}, "mean": {"mae": 40.0}}}
     said = Document(verdict("price", task, 90, "valid")).text
     assert "MAE 12.4 (lower is better; 95 % 11.2 to 13.9) on 90 valid rows" in said
-    assert "the best baseline, linear, is better with 11.0." in said
+    assert "the best baseline (linear) is better with 11.0." in said
 
 
 def test_the_verdict_names_the_costliest_of_many_inputs():
@@ -222,6 +222,30 @@ def test_the_verdict_names_the_costliest_of_many_inputs():
     task["without"] = {f"i{k}": {"accuracy": 0.9 - 0.01 * k} for k in range(12)}
     said = Document(verdict("y", task, 50, "test")).text
     assert "without i11 0.79, without i10 0.80, without i9 0.81, without any one of the 9 others 0.82 to 0.90" in said
+
+
+def test_losses_of_both_sides_are_drawn_so_that_they_compare():
+    report = sample()
+    report["spec"] = "outputs:\n  label: {type: classify, weight: 2}\n"
+    terms = {"label": 0.5, "label from text": 4.0}
+    report["fit"]["history"] = [{"number": 0, "train_loss": 5.0, "valid_loss": 1.1, "terms": terms}]
+    said = Document(page(report)).text
+    assert "Loss of the tasks over 1 epoch: train 1.00 to 1.00, lowest in epoch 1; valid 1.10" in said
+    assert "All that is minimised, further terms included: 5.00 to 5.00" in said
+    for spec in ("{", "outputs: {other: classify}", "outputs: {label: {weight: x}}", "7"):
+        report["spec"] = spec
+        assert "Loss over 1 epoch: train 5.00 to 5.00" in Document(page(report)).text
+
+
+def test_scores_on_rows_that_chose_the_model_say_so():
+    report = sample()
+    assert "a little too good" not in Document(page(report)).text
+    del report["test"]
+    assert "a little too good . Rows kept for a test would tell" in Document(page(report)).text.replace(
+        "good.", "good ."
+    )
+    report["fit"]["refitted"] = True
+    assert "learned from these rows too" in Document(page(report)).text
 
 
 def test_test_rows_are_preferred_and_valid_is_enough():
@@ -382,7 +406,7 @@ def test_warnings_come_first():
     said = Document(
         source[source.index('class="warning"') - 5 : source.index('class="bars"')].rsplit("</section>")[0]
     ).text
-    for words in ("Leak: leak 0", "4 more leaks", "the table has no such column", "image: 2 broken cells"):
+    for words in ("leak 0", "4 more leaks", "the table has no such column", "image: 2 broken cells"):
         assert words in said
     del report["data"]["inputs"], report["data"]["leaks"]
     report["valid"]["data"] = report["test"]["data"] = report["data"]
@@ -450,7 +474,7 @@ def test_long_histories_are_thinned_and_rising_losses_survive():
     report["fit"]["history"] = [{"number": i, "train_loss": float(i), "valid_loss": None} for i in range(500)]
     said = Document(page(report)).text
     assert "one epoch in 9" in said
-    assert "Loss over 500 epochs: train loss 0 to 499, lowest in epoch 1." in said
+    assert "Loss over 500 epochs: train 0 to 499, lowest in epoch 1." in said
 
 
 def test_numbers_are_for_people():

@@ -294,7 +294,7 @@ def test_rows_without_a_label_of_one_task_teach_the_other():
     data = toys.xor(60)
     label = data.targets["y"]
     number = torch.randn(60, 1)
-    first = (torch.arange(60) < 20)[:, None]
+    first = torch.arange(60)[:, None] < 20
     targets = {"y": Masked(label.values, first), "z": Masked(number, ~first), "none": Masked(number, first & False)}
     data = toys.prepared({name: rows.whole for name, rows in data.inputs.items()}, targets)
     outputs = {
@@ -319,7 +319,9 @@ def test_rows_without_a_label_of_one_task_teach_the_other():
 def test_divergence_is_an_error_that_says_what_to_do():
     data = toys.xor(32)
     data.inputs["a"].whole.values[3] = float("inf")
-    with pytest.raises(PolymodalError, match=r"loss must be finite, got nan in epoch 0\. Lower training\.learning_rate"):
+    with pytest.raises(
+        PolymodalError, match=r"loss must be finite, got nan in epoch 0\. Lower training\.learning_rate"
+    ):
         trained(data=data)
 
 

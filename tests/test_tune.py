@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import toys
 
+import toys
 from polymodal.evaluate import answers
 from polymodal.model import ALL, Model
 from polymodal.tune import tune

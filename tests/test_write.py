@@ -9,7 +9,7 @@ import pytest
 import polymodal as pm
 from polymodal.errors import DataError
 
-COLUMNS = {"label": ["a", "ü, \"b\"\n", None], "p": [0.1, 1.0, None], "tags": [["x", "y"], [], None], "n": [1, 2, 3]}
+COLUMNS = {"label": ["a", 'ü, "b"\n', None], "p": [0.1, 1.0, None], "tags": [["x", "y"], [], None], "n": [1, 2, 3]}
 
 
 def test_parquet(tmp_path):
@@ -21,13 +21,15 @@ def test_json_lines(tmp_path):
     pm.write_table(COLUMNS, str(tmp_path / "t.JSONL"))
     lines = (tmp_path / "t.JSONL").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
-    assert {name: [row[name] for row in rows] for name in COLUMNS} == COLUMNS and "ü" in lines[1]
+    assert {name: [row[name] for row in rows] for name in COLUMNS} == COLUMNS
+    assert "ü" in lines[1]
 
 
 def test_csv_holds_lists_as_json(tmp_path):
     pm.write_table(COLUMNS, tmp_path / "t.csv")
     frame = pd.read_csv(tmp_path / "t.csv", keep_default_na=False)
-    assert list(frame["label"]) == ["a", "ü, \"b\"\n", ""] and list(frame["tags"]) == ['["x", "y"]', "[]", ""]
+    assert list(frame["label"]) == ["a", 'ü, "b"\n', ""]
+    assert list(frame["tags"]) == ['["x", "y"]', "[]", ""]
     assert list(pm.Table.read(tmp_path / "t.csv").column("n")) == [1, 2, 3]
 
 
@@ -53,7 +55,8 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, ending):
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(DataError, match="could not be written: No space left on device"):
         pm.write_table(COLUMNS, file)
-    assert file.read_text() == "old" and list(tmp_path.iterdir()) == [file]
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_columns_of_mixed_types(tmp_path):

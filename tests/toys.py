@@ -15,7 +15,6 @@ from polymodal.part import Modality, Reading
 from polymodal.spec import Spec
 from polymodal.types import Masked
 
-
 BINARY = {"type": "classify", "classes": [0, 1], "label_smoothing": 0.0}
 
 

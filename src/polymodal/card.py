@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,12 +11,8 @@ from polymodal.spec import Spec
 
 def card(spec: Spec, report: Mapping[str, Any]) -> str:
     """Markdown with inputs, outputs, scores on held-out rows, data and limits."""
-    inputs = "\n".join(
-        f"| {name} | {part.kind} | {', '.join(part.columns(name))} |" for name, part in spec.inputs.items()
-    )
-    outputs = "\n".join(
-        f"| {name} | {task.kind} | {', '.join(task.columns(name))} |" for name, task in spec.outputs.items()
-    )
+    inputs = "\n".join(_row(name, part.kind, *part.columns(name)) for name, part in spec.inputs.items())
+    outputs = "\n".join(_row(name, task.kind, *task.columns(name)) for name, task in spec.outputs.items())
     return "\n".join(
         [
             "# Model card",
@@ -46,11 +43,18 @@ def card(spec: Spec, report: Mapping[str, Any]) -> str:
             "import polymodal as pm",
             "",
             'model = pm.load("path/to/this/folder")',
-            "model.predict([{" + ", ".join(f'"{c}": ...' for n, p in spec.inputs.items() for c in p.columns(n)) + "}])",
+            "model.predict([{"
+            + ", ".join(f"{json.dumps(c)}: ..." for n, p in spec.inputs.items() for c in p.columns(n))
+            + "}])",
             "```",
             "",
         ]
     )
+
+
+def _row(name: str, kind: str, *columns: str) -> str:
+    cells = (" ".join(cell.split()).replace("|", r"\|") for cell in (name, kind, ", ".join(columns)))
+    return f"| {' | '.join(cells)} |"
 
 
 def _scores(report: Mapping[str, Any]) -> list[str]:

@@ -210,14 +210,8 @@ def cache(
     freed = store.clear(remove) if clear or remove else 0
     shelves = store.usage()
     if as_json:
-        _json(
-            {
-                "folder": str(store.folder),
-                "limit": store.limit_bytes,
-                "freed": freed,
-                "shelves": [asdict(s) for s in shelves],
-            }
-        )
+        place = {"folder": str(store.folder), "limit": store.limit_bytes, "freed": freed}
+        _json(place | {"shelves": [asdict(s) for s in shelves]})
         return
     rows = [
         (s.key, s.label, f"{s.rows:,}", f"{s.bytes / 1e6:.1f}", time.strftime("%F %R", time.localtime(s.used)))

@@ -56,7 +56,7 @@ def inspect(
     targets = [target] if isinstance(target, str) else list(target)
     guesses = guess_columns(table)
     spec = infer_spec(table, targets) if targets else None
-    parts = spec.inputs if spec else {n: Modality.parse(p) for n, p in infer_inputs(guesses, []).items()}
+    parts = spec.inputs if spec else _every_input(guesses)
     report = DataReport(table.source, len(table))
     for name, part in parts.items():
         report.inputs[name] = Survey(Source(name, part, table), progress).run()
@@ -67,3 +67,10 @@ def inspect(
     named = {column for name, part in parts.items() for column in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named and column not in targets)
     return Inspection(guesses, spec, report)
+
+
+def _every_input(guesses: dict[str, Guess]) -> dict[str, Modality]:
+    """All columns as inputs; none where no column can be used."""
+    if all(guess.kind == "ignored" for guess in guesses.values()):
+        return {}
+    return {name: Modality.parse(part) for name, part in infer_inputs(guesses, []).items()}

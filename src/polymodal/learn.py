@@ -101,3 +101,4 @@ def _carry_over(model: Model, final: Model) -> None:
     final.share.copy_(model.share)
     if isinstance(final.fusion, VoteFusion) and isinstance(model.fusion, VoteFusion):
         final.fusion.log_weights.copy_(model.fusion.log_weights)
+    final.certainty.copy_(model.certainty)

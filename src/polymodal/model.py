@@ -25,9 +25,11 @@ class Model(nn.Module):
 
     Attributes:
         linear: task name -> label -> linear model on the inputs' summaries: the baselines that the fusion must beat.
+        certainty: (tasks, inputs) calibration of each input's own head, for a late fusion; 1 until it is fitted.
         share: (tasks,) share of the linear model of all inputs in each task's answer, chosen on validation.
     """
 
+    certainty: Tensor
     share: Tensor
 
     def __init__(self, spec: Spec) -> None:
@@ -46,6 +48,7 @@ class Model(nn.Module):
             {n: Named({x: Linear(tuple(self.widths.values()), t.size) for x in labels}) for n, t in vector.items()}
         )
         self.register_buffer("share", torch.zeros(len(tasks)))
+        self.register_buffer("certainty", torch.ones(len(tasks), len(self.names)))
 
     def forward(self, inputs: Mapping[str, Masked]) -> Outputs:
         """Answer a batch by the fusion model alone. An input that is left out is absent in every row.
@@ -119,6 +122,14 @@ class Model(nn.Module):
         labels = next(iter(self.linear.items()))[1].names if self.linear.names else ()
         return {label: decode(label) for label in labels}
 
+    def votes(self, n: str, single: Mapping[str, Tensor]) -> list[Tensor]:
+        """Raw outputs of the inputs' own heads of a task with each one's own certainty, in the order of `names`."""
+        factors = self.certainty[list(self.spec.outputs).index(n)]
+        return [self.vector_task(n).settle(single[self.names[i]], factors[i]) for i in self._columns(single)]
+
+    def _columns(self, single: Mapping[str, Tensor]) -> list[int]:
+        return [i for i, name in enumerate(self.names) if name in single]
+
     @torch.no_grad()
     def adapt(self, features: Tensor, present: Tensor) -> None:
         """Standardise summaries like those of the training rows: (n, F) and (n, M) as from `summaries`."""
@@ -139,8 +150,7 @@ class Model(nn.Module):
     def _decode(self, n: str, fused: Fused, single: Mapping[str, Tensor], encoded: Mapping[str, Masked]) -> Tensor:
         task = self.spec.outputs[n]
         if fused.weights is not None and self.spec.fusion.late:
-            columns = [i for i, name in enumerate(self.names) if name in single]
-            return self.vector_task(n).mix(list(single.values()), fused.weights[:, columns])
+            return self.vector_task(n).mix(self.votes(n, single), fused.weights[:, self._columns(single)])
         output = self.heads[n](fused)
         if not isinstance(task, VectorTask):
             return output

@@ -250,6 +250,15 @@ class VectorTask(Task):
     def calibrate(self, output: Tensor, target: Masked) -> Self:
         """A copy whose certainty is fitted to held-out outputs (a temperature, a scale)."""
 
+    @property
+    def certainty(self) -> float:
+        """The one factor that `calibrate` fitted (a temperature, a spread); 1 before, and for tasks without one."""
+        return 1.0
+
+    def settle(self, output: Tensor, factor: Tensor) -> Tensor:
+        """The raw output (B, size) with a `certainty` built in, for `mix`, which knows of none. Override with it."""
+        return output
+
 
 class PooledHead(nn.Module):
     """A linear map of a fusion's pooled vector: Fused -> (B, size)."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.data.loader import Prepared
@@ -113,7 +114,8 @@ class Trainer:
         self.average = copy.deepcopy(model).eval()
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(self.spec.seed)
-        self.optimizer = torch.optim.AdamW(decay_groups(model, self.plan.weight_decay), self.plan.learning_rate)
+        groups = decay_groups(model, self.plan.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, self.plan.learning_rate, fused=True)
         self.history: list[Epoch] = []
         self.step, self.epochs = 0, self.plan.epochs if epochs is None else epochs
 
@@ -175,8 +177,7 @@ class Trainer:
     def _update_average(self) -> None:
         self.step += 1
         decay = min(self.plan.averaging, self.step / (self.step + 9))
-        for mine, theirs in zip(self.average.parameters(), self.model.parameters(), strict=True):
-            mine.lerp_(theirs, 1 - decay if self.plan.averaging else 1.0)
+        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), self.step)
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)  # running statistics are averages already
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -11,11 +9,13 @@ from polymodal.data.loader import Prepared
 from polymodal.evaluate import answers
 from polymodal.fusions.vote import Vote, VoteFusion
 from polymodal.model import ALL, Model
+from polymodal.nn.fuse import present_softmax
 from polymodal.part import VectorTask
-from polymodal.types import Batch, Masked
+from polymodal.types import Masked
 
-SHARPNESS = 4.0
-"""How fast a vote's weight falls with its held-out loss, per nat."""
+STEPS = 50
+PRIOR = 1e-3
+"""Pull of the votes' weights towards equal ones, per squared log weight."""
 
 SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -35,31 +35,36 @@ def tune(model: Model, valid: Prepared, device: torch.device) -> None:
 
 
 def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
-    """Weigh each input by how well its own head predicts: softmax of minus its held-out loss, over the present rows.
+    """Calibrate each input's own head, then find the weights of the vote with the lowest held-out loss.
 
-    Weights are shared by all tasks: their losses are added up with the tasks' weights. An input that no labelled row
-    has could prove nothing, and weighs as little as the worst of the others.
+    Weights are shared by all tasks, whose losses are added up with the tasks' weights; where an input is absent,
+    the others' weights are scaled up, as at prediction.
     """
-    losses = {n: torch.full((len(model.names),), float("nan")) for n in model.spec.outputs}
-    for i, name in enumerate(model.names):
-        seen = answers(model, valid, device, decode=lambda batch, name=name: _own(model, batch, name))
-        for n, output in seen.outputs.items():
-            target = seen.targets[n].without(output.isnan().any(1))
-            if bool(target.present.any()):
-                losses[n][i] = model.spec.outputs[n].loss(output, target)
-    total = torch.zeros(len(model.names))
-    for n, task in model.spec.outputs.items():
-        worst = losses[n].nan_to_num(-math.inf).max()
-        total += task.weight * torch.where(losses[n].isnan(), worst, losses[n]).nan_to_num(0.0, 0.0, 0.0)
-    assert isinstance(model.fusion, VoteFusion)
-    model.fusion.set_weights((-total * SHARPNESS).softmax(0))
-
-
-def _own(model: Model, batch: Batch, name: str) -> dict[str, Tensor]:
-    """Raw outputs of one input's own heads, NaN where the input is absent."""
+    batch = valid.batch(torch.arange(len(valid))).to(device)
     single = model(batch.inputs).single
-    absent = ~batch.inputs[name].present
-    return {n: outputs[name].masked_fill(absent[:, None], float("nan")) for n, outputs in single.items()}
+    present = torch.stack([x.present for x in batch.inputs.values()], 1)
+    for row, (n, task) in enumerate(model.spec.outputs.items()):
+        for column, name in enumerate(model.names):
+            own = batch.targets[n].without(~present[:, column])
+            if isinstance(task, VectorTask) and bool(own.present.any()):
+                model.certainty[row, column] = task.calibrate(single[n][name], own).certainty
+    votes = {n: model.votes(n, single[n]) for n in model.spec.outputs}
+    scores = torch.zeros(len(model.names), device=device, requires_grad=True)
+    optimizer = torch.optim.LBFGS([scores], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        weights = present_softmax(scores.expand_as(present), present)
+        terms = [t.weight * t.loss(model.vector_task(n).mix(votes[n], weights), batch.targets[n])
+                 for n, t in model.spec.outputs.items()]  # fmt: skip
+        loss = torch.stack(terms).sum() + PRIOR * scores.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    assert isinstance(model.fusion, VoteFusion)
+    model.fusion.set_weights(scores.detach().softmax(0))
 
 
 def _blend(model: Model, valid: Prepared, device: torch.device) -> None:

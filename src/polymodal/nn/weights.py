@@ -95,8 +95,9 @@ _HELD: list[Path] = []
 
 def search_also(folder: Path) -> None:
     """Look for weights in a bundle's folder first. Every file's hash is checked all the same."""
-    if folder not in _HELD:
-        _HELD.insert(0, folder)
+    if folder in _HELD:
+        _HELD.remove(folder)
+    _HELD.insert(0, folder)
 
 
 def hub_folder(name: str) -> Path | None:

@@ -30,7 +30,7 @@ def warnings(report: Mapping[str, Any]) -> list[Markup]:
     lines: dict[str, None] = {}
     leaks = [leak for _, data in sources(report) for leak in data.get("leaks") or ()]
     for leak in list(dict.fromkeys(map(str, leaks)))[:LEAKS]:
-        lines[f"Leak: {leak}"] = None
+        lines[leak] = None
     if len(set(map(str, leaks))) > LEAKS:
         lines[f"{len(set(map(str, leaks))) - LEAKS} more leaks."] = None
     for side, data in sources(report):

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from polymodal.report.cleaning import data_section, warnings
 from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, significant, table, tag
 from polymodal.report.plots import curves
 from polymodal.report.scores import task_section
-from polymodal.report.words import held_out, verdict
+from polymodal.report.words import caveat, held_out, verdict
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -75,6 +77,8 @@ def _summary(report: Mapping[str, Any], tasks: list[str]) -> Markup:
         lines.append(tag("p", verdict(name, part(seen, "tasks", name), seen.get("rows"), side)))
     if not lines:
         lines.append(tag("p", "No labelled rows were held out, so nothing is known about how good the model is."))
+    note = caveat(report, [held_out(report, name)[0] for name in tasks])
+    lines.append(tag("p", note, cls="note") if note else None)
     warned = warnings(report)
     notes = tag("div", tag("h2", "Look at this"), tag("ul", warned), cls="warning") if warned else None
     return tag("section", tag("div", lines, cls="verdict"), notes, aria_label="verdict")
@@ -94,37 +98,57 @@ def _fit(report: Mapping[str, Any]) -> Markup | None:
         "device": fit.get("device") or "",
     }
     listed = [tag("div", tag("dt", name), tag("dd", value)) for name, value in facts.items() if value]
-    return tag("section", tag("h2", "Training"), tag("dl", listed), _history(fit.get("history")))
+    return tag("section", tag("h2", "Training"), tag("dl", listed), _history(report))
 
 
-def _history(history: Any) -> Markup | None:
-    epochs = [epoch for epoch in history or () if is_number(epoch.get("number"))]
-    names = {"train": "train_loss", "valid": "valid_loss"}
-    series = [
-        (name, [(epoch["number"] + 1, epoch[key]) for epoch in epochs if is_number(epoch.get(key))])
-        for name, key in names.items()
-    ]
-    series = [(name, points) for name, points in series if points]
+def _history(report: Mapping[str, Any]) -> Markup | None:
+    """Losses of the tasks on both sides, so that they compare; the whole objective in words."""
+    epochs = [epoch for epoch in part(report, "fit").get("history") or () if is_number(epoch.get("number"))]
+    factors = _factors(report)
+    shared = bool(factors) and all(is_number(part(e, "terms").get(name)) for e in epochs for name in factors)
+    lines: dict[str, list[tuple[float, float]]] = {"train": [], "valid": []}
+    for epoch in epochs:
+        own = sum(w * part(epoch, "terms")[name] for name, w in factors.items()) if shared else epoch.get("train_loss")
+        for name, value in (("train", own), ("valid", epoch.get("valid_loss"))):
+            if is_number(value):
+                lines[name].append((epoch["number"] + 1, value))
+    series = [(name, points) for name, points in lines.items() if points]
     if not series:
         return None
-    said = []
-    for name, points in series:
-        best = min(points, key=lambda point: point[1])
-        said.append(
-            f"{name} loss {significant(points[0][1])} to {significant(points[-1][1])}, lowest in epoch {best[0]}"
-        )
-    title = f"Loss over {many(len(epochs), 'epoch')}: {'; '.join(said)}."
+    said = [f"{name} {_course(points)}" for name, points in series]
+    of = "Loss of the tasks" if shared else "Loss"
+    title = f"{of} over {many(len(epochs), 'epoch')}: {'; '.join(said)}."
+    whole = [(epoch["number"] + 1, epoch["train_loss"]) for epoch in epochs if is_number(epoch.get("train_loss"))]
+    if shared and whole:
+        title += f" All that is minimised, further terms included: {_course(whole)}."
     every = -(-len(epochs) // LISTED)
+    known = {name: dict(points) for name, points in series}
     rows = [
         [
-            tag("span", number(epoch["number"] + 1)),
-            *(tag("td", significant(epoch.get(k)), cls="num") for k in names.values()),
+            number(e["number"] + 1),
+            *(tag("td", significant(values.get(e["number"] + 1)), cls="num") for values in known.values()),
         ]
-        for epoch in epochs[::every]
+        for e in epochs[::every]
     ]
     summary = "As a table" if every == 1 else f"As a table, one epoch in {every}"
-    listed = fold(summary, table(["epoch", *(f"{name} loss" for name in names)], rows, label="losses"))
+    listed = fold(summary, table(["epoch", *known], rows, label="losses"))
     return tag("figure", tag("figcaption", title), curves(series, "epoch", "loss", title), listed)
+
+
+def _course(points: Sequence[tuple[float, float]]) -> str:
+    best = min(points, key=lambda point: point[1])
+    return f"{significant(points[0][1])} to {significant(points[-1][1])}, lowest in epoch {best[0]}"
+
+
+def _factors(report: Mapping[str, Any]) -> dict[str, float]:
+    """Weight of each task's loss, from the spec."""
+    spec = report.get("spec")
+    try:
+        outputs = part(yaml.safe_load(spec) if isinstance(spec, str) else spec, "outputs")
+    except yaml.YAMLError:
+        return {}
+    weights = {str(name): part(outputs, name).get("weight", 1.0) for name in outputs}
+    return weights if all(is_number(weight) for weight in weights.values()) else {}
 
 
 def duration(seconds: float) -> str:

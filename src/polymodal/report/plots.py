@@ -73,9 +73,8 @@ def calibration(points: Sequence[tuple[float, float, float]], across: str, up: s
         tag("circle", cx=_n(x(a)), cy=_n(y(b)), r=_n(2.5 + 5.5 * math.sqrt(weight / heaviest)), cls="dot")
         for a, b, weight in points
     ]
-    line = _path([(x(a), y(b)) for a, b, _ in sorted(points)], "series a")
     diagonal = _line((x(0), y(0)), (x(1), y(1)), "diagonal")
-    return _plot([_axes(x, y, ticks, ticks, across, up), diagonal, line, dots], title)
+    return _plot([_axes(x, y, ticks, ticks, across, up), diagonal, dots], title)
 
 
 def curves(series: Sequence[tuple[str, Sequence[Point]]], across: str, up: str, title: str) -> Markup:

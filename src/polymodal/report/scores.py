@@ -192,7 +192,7 @@ def short(name: str) -> str:
 def _calibration(details: Mapping[str, Any]) -> Markup | None:
     """Reliability of probabilities, or coverage of intervals, as a plot with its table."""
     rows, across, up, name = details.get("reliability"), "confidence", "accuracy", "Reliability"
-    note = "how often answers were right, by how sure the model was"
+    note = "how often answers were right, by how sure the model was; larger dots are more rows"
     if not rows:
         rows, across, up, name = details.get("levels"), "level", "coverage", "Interval coverage"
         note = "the share of true values inside central intervals, by what the interval promises"

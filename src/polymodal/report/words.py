@@ -129,6 +129,17 @@ def verdict(name: str, task: Mapping[str, Any], rows: Any, side: str) -> Markup:
     )  # fmt: skip
 
 
+def caveat(report: Mapping[str, Any], sides: Sequence[str]) -> str | None:
+    """What the sides that judge mean, after a fit; None where there is nothing to add."""
+    fit = part(report, "fit")
+    if not fit or "valid" not in sides:
+        return None
+    said = "The valid rows also chose when to stop and how to blend, so these scores may be a little too good"
+    if fit.get("refitted"):
+        return f"{said}; the final model then learned from these rows too, and was not scored again."
+    return f"{said}. Rows kept for a test would tell."
+
+
 def _without(task: Mapping[str, Any], metric: str, digits: int) -> str | None:
     found = column(part(task, "without"), metric)
     order = list(found)
@@ -151,4 +162,4 @@ def _against(task: Mapping[str, Any], metric: str, digits: int) -> str | None:
     name, value = best
     own = task["scores"][metric]
     ahead = value < own if lower_is_better(metric) else value > own
-    return f"; the best baseline, {name}, {'is better with' if ahead else 'has'} {score(value, metric, digits)}"
+    return f"; the best baseline ({name}) {'is better with' if ahead else 'has'} {score(value, metric, digits)}"

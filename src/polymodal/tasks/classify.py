@@ -230,6 +230,15 @@ class Classify(VectorTask):
         log_share = torch.where(share > 0, share.clamp(min=tiny.tiny).log(), tiny.min / 2)  # -inf has no gradient
         return (log_share + scores).logsumexp(1)
 
+    @property
+    def certainty(self) -> float:
+        """The temperature."""
+        return self.temperature
+
+    def settle(self, output: Tensor, factor: Tensor) -> Tensor:
+        """Logits divided by a temperature."""
+        return output / factor
+
     def calibrate(self, output: Tensor, target: Masked) -> Self:
         """A copy with the temperature that fits held-out rows; the same task where none is labelled."""
         rows = target.present

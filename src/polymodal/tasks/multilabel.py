@@ -199,6 +199,15 @@ class Multilabel(VectorTask):
         yes, no = functional.logsigmoid(raw), functional.logsigmoid(-raw)
         return (log_share + yes).logsumexp(1) - (log_share + no).logsumexp(1)
 
+    @property
+    def certainty(self) -> float:
+        """The temperature."""
+        return self.temperature
+
+    def settle(self, output: Tensor, factor: Tensor) -> Tensor:
+        """Logits divided by a temperature."""
+        return output / factor
+
     def calibrate(self, output: Tensor, target: Masked) -> Self:
         """A copy with the temperature (and thresholds) that fit held-out rows; the same task where none is labelled."""
         rows = target.present

@@ -247,6 +247,17 @@ class Regress(VectorTask):
         columns = root * torch.cat([self._normal(raw), apart], -1)  # (B, M, K, K + 1)
         return torch.cat([mean, pack_factor(lower_factor(columns.transpose(1, 2).flatten(2)))], -1).to(first)
 
+    @property
+    def certainty(self) -> float:
+        """The factor of all standard deviations."""
+        return self.spread
+
+    def settle(self, output: Tensor, factor: Tensor) -> Tensor:
+        """The same means with every standard deviation multiplied; "squared" has none."""
+        if self.objective == "squared":
+            return output
+        return torch.cat([output[..., : self.count], pack_factor(self._normal(output) * factor)], -1)
+
     def calibrate(self, output: Tensor, target: Masked) -> Self:
         """A copy whose intervals cover the asked share of held-out rows; the same task with under 10 labelled values.
 
