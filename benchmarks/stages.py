@@ -13,7 +13,7 @@ from typing import Any
 import polymodal as pm
 
 TARGET = "label"
-SINGLE = 50  # rows that are predicted one by one
+SINGLE, FEW = 50, 5  # rows that are predicted one by one; on part of the table
 
 
 def table(options: argparse.Namespace, name: str) -> Any:
@@ -42,7 +42,10 @@ def evaluate_stage(options: argparse.Namespace) -> dict[str, Any]:
 def predict_stage(options: argparse.Namespace) -> dict[str, Any]:
     """Load a bundle, predict the test rows at once and some of them one by one; nothing comes from the store."""
     test = table(options, "test")
-    rows = [{n: v for n, v in test.rows(i).items() if n != TARGET} for i in range(min(SINGLE, len(test)))]
+    rows = [
+        {n: v for n, v in test.rows(i).items() if n != TARGET}
+        for i in range(min(FEW if options.rows else SINGLE, len(test)))
+    ]
     media = [name for name in ("image", "voice") if name in test]
     rows = [row | {n: str(Path(test.base or ".", row[n]).resolve()) for n in media if row[n]} for row in rows]
     start = time.process_time()

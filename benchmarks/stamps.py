@@ -208,8 +208,8 @@ def render(found: dict[str, Any], options: argparse.Namespace) -> str:
             "",
             f"{reached} of {len(ROWS)} goals reached." + (" On part of the rows: no result." if options.rows else ""),
             "AutoGluon-MM, Ludwig and LR (earlier) were measured before, on the same split, not in this run.",
-            "LR (this run) answers without an input as the others must, by the model that was fitted with everything: the",
-            "missing features are the training mean. LR (retrained) was fitted again without that input.",
+            "LR (this run) answers without an input as the others must, by the model that was fitted with everything:",
+            "the missing features are the training mean. LR (retrained) was fitted again without that input.",
         ]
     )
 

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.save(bundle)
     page = pm.save_page(model.report, bundle / "report.html")
 
-    print("5. Predict, from the saved bundle, one parcel with ever other gaps, and two with one input each")
+    print("5. Predict, from the saved bundle, one parcel with different gaps, and two with one input each")
     predictions = pm.load(bundle).predict(data / "new.csv")
     for row, absent in zip(predictions, predictions.absent, strict=True):
         answer = row["lane"]

@@ -7,9 +7,9 @@ out the dock digit, a short note, a weight and a length. The lane is decided by,
 2. heavier than 20 kg or longer than 120 cm: ``freight``;
 3. otherwise the written digit (0-4 north, 5-9 south) and the spoken digit (0-4 early, 5-9 late): ``north early``, ...
 
-Most parcels are small; heavy and long ones are well beyond these limits. The digits are scikit-learn's ``load_digits`` (UCI, 1797 images of 8 x 8 pixels, by 43 people). The voices are made
-with espeak-ng, with noise added; notes and numbers are made from a seed. Test parcels have other images and voices
-than training parcels.
+Most parcels are small; heavy and long ones are well beyond these limits. The digits are scikit-learn's
+``load_digits`` (UCI, 1797 images of 8 x 8 pixels, by 43 people). The voices are made with espeak-ng, with noise added;
+notes and numbers are made from a seed. Test parcels have other images and voices than training parcels.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def _break(folder: Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def _with_gaps(rows: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
-    """Parcels to try the model on: one with ever other gaps, one with its note alone, one with its numbers alone."""
+    """Parcels to try the model on: one with different gaps, one with its note alone, one with its numbers alone."""
     photo, voice, note, numbers = ("photo",), ("voice",), ("note",), ("weight_kg", "length_cm")
     first = {row["lane"]: row for row in reversed(rows)}
     sorted_by_digits = next(row for row in rows if row["lane"] not in ("courier", "freight"))

@@ -15,6 +15,8 @@ DATA = Path(os.environ.get("POLYMODAL_DATA") or FOLDER.parents[1] / "shared" / "
 
 def script(name):
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

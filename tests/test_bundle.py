@@ -247,12 +247,9 @@ def test_to_columns(model):
 def python(code: str, *hidden: str, **environment: str) -> str:
     """Run code in a new process in which some packages do not exist."""
     hide = f"""
-import importlib.machinery, sys
-class Hide:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {hidden!r}:
-            raise ModuleNotFoundError(name)
-sys.meta_path.insert(0, Hide())
+import importlib.util
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: None if name in {hidden!r} else find(name, package)
 """
     done = subprocess.run(
         [sys.executable, "-c", hide + code], capture_output=True, text=True, env=os.environ | environment, timeout=120

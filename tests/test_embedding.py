@@ -124,3 +124,18 @@ def test_without_store_shares_the_loaded_backbones():
     assert other.store is None
     assert one.store is not None
     assert other._ready is one._ready
+
+
+def test_the_environment_chooses_the_runtime(monkeypatch):
+    part = Modality.parse(SCRATCH["image"]).fit([])
+    odd, x = Odd(), Masked(torch.rand(2, 4, 2), torch.ones(2, 4, dtype=torch.bool))
+    monkeypatch.setenv("POLYMODAL_RUNTIME", "torch")
+    one = embedder(part)
+    monkeypatch.setattr(one, "backbone", lambda name: odd)
+    one.embed("it", x)  # no attempt at ONNX, so no warning
+    assert one._ready["it"] is odd
+    monkeypatch.setenv("POLYMODAL_RUNTIME", "onnx")
+    other = embedder(part)
+    monkeypatch.setattr(other, "backbone", lambda name: odd)
+    with pytest.raises(pm.SpecError, match=r"POLYMODAL_RUNTIME must be one of .* got 'onnx'"):
+        other.embed("it", x)

@@ -79,7 +79,8 @@ def test_reads_cells_and_tells_broken_ones():
     part = Tabular(**ALL)
     reading = part.read({"price": "1,234.5", "size": "inf", "colour": ["x"], "sold": "perhaps", "day": "soon"})
     assert reading.value == {"price": 1234.5}
-    assert reading.repairs == () and list(reading.broken) == ["size", "colour", "sold", "day"]
+    assert reading.repairs == ()
+    assert list(reading.broken) == ["size", "colour", "sold", "day"]
     assert reading.broken["size"].startswith("a number is expected, got")
     assert part.read({"price": "NA", "colour": None, "other": 3}).value is None
     assert part.read({"price": "text"}).value is None

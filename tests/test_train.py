@@ -63,7 +63,7 @@ def test_xor_of_a_picture_and_a_text_through_fit():
         },
         "outputs": {"label": "classify"},
         "dim": 32,
-        "training": {"epochs": 12, "batch_size": 32},
+        "training": {"epochs": 20, "batch_size": 16},
         "split": {"valid": 0.2, "test": 0.25},
     }
     task = pm.fit(spec, table, cache=False).report["test"]["tasks"]["label"]

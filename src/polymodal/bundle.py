@@ -39,7 +39,7 @@ CHUNK = 1024
 """Rows of a table that are in memory together at prediction."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Bundle:
     """A model that a user can rely on.
 
@@ -58,6 +58,10 @@ class Bundle:
     device: torch.device
     embedder: Embedder
     warnings: list[str] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        """What goes in, what comes out, where it runs."""
+        return f"Bundle({', '.join(self.spec.inputs)} -> {', '.join(self.spec.outputs)}, {self.device})"
 
     def predict(
         self, table: Any, *, strict: bool = False, allow_paths: bool = True, progress: Progress = silent

@@ -129,7 +129,7 @@ class _Fit:
         sides = self._prepare(spec, embedder, rows)
         if self.ranks.first:
             self.ranks.wait()
-        learner = Learner(spec, self.device, resume, self._fingerprint(spec, sides["train"]), self.progress)
+        learner = Learner(spec, self.device, resume, self._fingerprint(spec, sides), self.progress)
         learned = learner.learn(sides["train"], sides.get("valid"))
         report = self._report(learned, sides)
         if self.ranks.first:
@@ -178,14 +178,16 @@ class _Fit:
             raise DataError(f"{whole.report.source} must have labelled rows to train on, got none.")
         return {side: part for side, part in sides.items() if len(part)}
 
-    def _fingerprint(self, spec: Spec, train: Prepared) -> str:
-        """Name of this very fit: its spec, its rows and their content."""
+    def _fingerprint(self, spec: Spec, sides: Mapping[str, Prepared]) -> str:
+        """Name of this very fit: its spec, its rows to learn from and to choose on, and their content."""
         state = hashlib.sha256(spec.model_dump_json().encode())
-        state.update(train.rows.numpy().tobytes())
-        for name in sorted(train.digests):
-            state.update(train.digests[name][0].tobytes())
-        for name in sorted(train.targets):
-            state.update(train.targets[name].values.numpy().tobytes())
+        for side in ("train", "valid"):
+            if (part := sides.get(side)) is not None:
+                state.update(f"{side} {len(part)}".encode() + part.rows.numpy().tobytes())
+                for name in sorted(part.digests):
+                    state.update(part.digests[name][0].tobytes())
+                for name in sorted(part.targets):
+                    state.update(part.targets[name].values.numpy().tobytes())
         return f"{state.hexdigest()}-{self.ranks.world}"
 
     def _report(self, learned: Learned, sides: Mapping[str, Prepared]) -> dict[str, Any]:

@@ -4,31 +4,39 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 
 from polymodal.data.features import FeatureStore, cache_folder
 from polymodal.data.shelf import rounded
-from polymodal.errors import BundleError
+from polymodal.errors import BundleError, SpecError, suggest
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
-from polymodal.nn.runtime import accelerate
+from polymodal.nn.runtime import Provider, accelerate
 from polymodal.nn.weights import PACKAGED, hub_place
 from polymodal.part import Modality
 from polymodal.spec import Spec
 from polymodal.types import Masked
+
+RUNTIMES: dict[str, Provider | Literal["torch"]] = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "torch": "torch",
+}
 
 
 class Embedder:
     """Turns collated values into backbone tokens.
 
     On a CPU a backbone runs through ONNX Runtime, from a graph kept in the cache folder; on another device it
-    runs in torch. Tokens are rounded to half precision, as the feature store keeps them, so that kept and
-    fresh ones agree.
+    runs in torch. The environment variable POLYMODAL_RUNTIME takes another: ``openvino`` (an extra) or ``torch``.
+    Tokens are rounded to half precision, as the feature store keeps them, so that kept and fresh ones agree.
 
     Attributes:
         store: of features, or None to keep nothing on disk.
@@ -111,10 +119,11 @@ class Embedder:
         return self._ready[name]
 
     def _start(self, name: str, backbone: Backbone, example: Masked) -> Backbone:
-        if self.device.type != "cpu":
+        runtime = _runtime()
+        if self.device.type != "cpu" or runtime == "torch":
             return backbone.to(self.device).eval()
         try:
-            return accelerate(backbone, cache_folder() / "graphs", example)
+            return accelerate(backbone, cache_folder() / "graphs", example, runtime)
         except (RuntimeError, TypeError) as error:  # a hub model that cannot be traced
             reason = str(error).splitlines()[0]
             warnings.warn(f"{name}: its backbone runs in torch, since ONNX cannot hold it: {reason}", stacklevel=2)
@@ -134,3 +143,15 @@ class Embedder:
                     shutil.copyfile(root / file, target)
             if backbone.hub is not None and not (folder / hub_place(backbone.hub)).is_dir():
                 hub.copy_model(backbone.hub, folder)
+
+
+def _runtime() -> Provider | Literal["torch"]:
+    """What POLYMODAL_RUNTIME asks for.
+
+    Raises:
+        SpecError: it names no runtime.
+    """
+    name = os.environ.get("POLYMODAL_RUNTIME", "onnxruntime")
+    if name not in RUNTIMES:
+        raise SpecError(f"POLYMODAL_RUNTIME must be one of {list(RUNTIMES)}, got {name!r}.{suggest(name, RUNTIMES)}")
+    return RUNTIMES[name]
