@@ -217,7 +217,7 @@ def render(found: Sequence[dict[str, Any]]) -> str:
     """Lay out stages, totals and conclusion as Markdown."""
     lines = ["| CPU microseconds per row | " + " | ".join(f"{f['rows']:,} rows" for f in found) + " |"]
     lines.append("|---" * (len(found) + 1) + "|")
-    for stage in found[-1]["stages"]:
+    for stage in dict.fromkeys(name for f in found for name in f["stages"]):
         cells = (f"{1e6 * f['stages'].get(stage, 0.0) / f['rows']:.1f}" for f in found)
         lines.append(f"| {stage} | " + " | ".join(cells) + " |")
     lines.append("| all | " + " | ".join(f"{1e6 * f['cpu'] / f['rows']:.1f}" for f in found) + " |")

@@ -159,7 +159,8 @@ def ours(found: dict[str, Any]) -> dict[str, tuple[str, tuple[float, ...]]]:
     seen = found["evaluations"]
     accuracy, macro = ([e["scores"][m] for e in seen] for m in ("accuracy", "macro_f1"))
     means = statistics.mean(accuracy), statistics.mean(macro)
-    cells = {"test accuracy / macro-F1": (f"{spread(accuracy)} / {spread(macro)}", means)}
+    cells: dict[str, tuple[str, tuple[float, ...]]] = {}
+    cells["test accuracy / macro-F1"] = (f"{spread(accuracy)} / {spread(macro)}", means)
     for name in seen[0]["without"]:
         values = [e["without"][name] for e in seen]
         cells[f"{name} removed at inference"] = (spread(values), (statistics.mean(values),))

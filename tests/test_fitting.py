@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 
 import polymodal as pm
+from polymodal import fusions
 from polymodal.errors import DataError
 from polymodal.nn.weights import PACKAGED, Weights
-from polymodal.part import Fusion
 from tiny import SCRATCH, columns, fitted, spec
 
 
@@ -188,7 +188,7 @@ def test_regress_with_two_columns():
     assert answer["low"]["twice"] < answer["high"]["twice"]
 
 
-@pytest.mark.parametrize("fusion", sorted(Fusion.known))
+@pytest.mark.parametrize("fusion", sorted(fusions.Concat.known))
 def test_every_fusion_runs_from_table_to_prediction(fusion, tmp_path):
     table = columns(30)
     table["text"][3] = table["x"][4] = None
