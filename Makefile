@@ -23,7 +23,6 @@ help:
 	@echo "make format  lay out the code"
 	@echo "make docs    the documentation, built strictly, in site/"
 	@echo "make bench   the benchmark on real data (DATA=folder, or POLYMODAL_DATA)"
-	@echo "make docs    the documentation, as a site in site/"
 	@echo "make clean   remove what was built, .venv too"
 
 demo: $(VENV)/demo.stamp
@@ -41,9 +40,6 @@ lint: $(VENV)/dev.stamp
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-
-docs: $(VENV)/docs.stamp
-	$(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stamps.py $(if $(DATA),--data $(DATA))
@@ -65,10 +61,6 @@ $(VENV)/demo.stamp: pyproject.toml
 
 $(VENV)/dev.stamp: $(VENV)/demo.stamp
 	$(PIP) install --editable ".[dev]"
-	@touch $@
-
-$(VENV)/docs.stamp: $(VENV)/demo.stamp
-	$(PIP) install --editable ".[docs]"
 	@touch $@
 
 $(VENV)/docs.stamp: $(VENV)/demo.stamp

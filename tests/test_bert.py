@@ -149,6 +149,8 @@ def test_exports_to_onnx_with_free_axes(backbone):
     torch.manual_seed(0)
     config = dict(hidden_size=12, num_attention_heads=3, intermediate_size=24, num_hidden_layers=2, vocab_size=50)
     net = Bert(config | {"max_position_embeddings": 40, "type_vocab_size": 2, "layer_norm_eps": 1e-12}).eval()
+    for weight in net.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
     ids, mask = torch.randint(0, 50, (2, 9)), torch.ones(2, 9, dtype=torch.bool)
     axes = [{0: "batch", **more} for more in backbone.dynamic()]
     file = io.BytesIO()

@@ -41,7 +41,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 EXTRAS = {"transformers", "huggingface_hub", "openvino", "jieba", "janome"}
 """Packages that are installed on request, so that they may be imported where they are needed."""
 
-LAZY = {("__init__", "load"), ("modalities.audio.part", "backbone")}
+LAZY = {
+    ("__init__", "load"),
+    ("modalities.audio.part", "backbone"),
+    ("modalities.audio.decode", "decode"),
+    ("nn.runtime", "__init__"),
+    ("nn.runtime", "_faults"),
+    ("nn.speech", "read_initializers"),
+}
 """Functions that import one of our modules late, since that keeps ``import polymodal`` cheap or needs an extra."""
 
 

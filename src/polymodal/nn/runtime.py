@@ -11,9 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import onnxruntime
 import torch
-from onnxruntime.capi import onnxruntime_pybind11_state as faults  # pyright: ignore[reportAttributeAccessIssue]
 from torch import Tensor, nn
 
 from polymodal.errors import SpecError
@@ -21,10 +19,6 @@ from polymodal.nn.backbone import Backbone
 from polymodal.types import Masked
 
 Provider = Literal["onnxruntime", "openvino"]
-_BROKEN = tuple(
-    getattr(faults, name)
-    for name in ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
-)
 
 
 class Session(nn.Module):
@@ -54,6 +48,8 @@ class _OnnxRuntime:
     """Runs a graph in ONNX Runtime, without threads that spin while they wait."""
 
     def __init__(self, graph: bytes | Path, threads: int) -> None:
+        import onnxruntime  # 0.1 s that only a backbone needs
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 3
@@ -128,7 +124,7 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
     if path.is_file():
         try:
             return Session(path, provider, threads)
-        except (*_BROKEN, OSError, RuntimeError):
+        except (*_faults(), OSError, RuntimeError):
             pass  # damaged: built anew below, where a fault of the runtime itself will show
     graph = _export(backbone, example)
     try:
@@ -187,3 +183,11 @@ def _warn_once(folder: Path, reason: str) -> None:
         RuntimeWarning,
         stacklevel=4,
     )
+
+
+def _faults() -> tuple[type[Exception], ...]:
+    """What ONNX Runtime raises for a graph that it cannot use."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state  # pyright: ignore[reportAttributeAccessIssue]
+
+    names = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+    return tuple(getattr(state, name) for name in names)

@@ -7,9 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import onnx
 import torch
-from onnx import numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -168,8 +166,10 @@ def alike(counts: list[int]) -> list[list[int]]:
 
 def read_initializers(path: Path) -> dict[str, Tensor]:
     """All constants of an ONNX file by name."""
+    import onnx.numpy_helper  # 0.1 s that only this backbone needs
+
     constants = onnx.load(str(path)).graph.initializer
-    return {item.name: torch.from_numpy(np.array(numpy_helper.to_array(item))) for item in constants}
+    return {item.name: torch.from_numpy(np.array(onnx.numpy_helper.to_array(item))) for item in constants}
 
 
 def _convolution(weights: dict[str, Tensor], index: int) -> nn.Conv2d:

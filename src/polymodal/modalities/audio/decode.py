@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import av
-import av.error
 import numpy as np
 import soxr
-from av.container import InputContainer
 
 from polymodal.errors import DataError
+
+if TYPE_CHECKING:
+    from av import AudioResampler
+    from av.container import InputContainer
 
 EXACT = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # containers whose header tells the length, which is not just estimated
 SLACK = 0.25  # seconds by which edit lists and encoder delay may shorten a track
@@ -46,10 +48,13 @@ def decode(content: bytes, rate: int, longest: float) -> Sound:
     Raises:
         DataError: no sound, damaged, cut off, empty or with samples that are no numbers.
     """
+    import av.error  # FFmpeg's libraries, which only a sound needs
+
     check_size(content)
+    to_float = av.AudioResampler(format="fltp")
     try:
         with av.open(io.BytesIO(content), "r", metadata_errors="replace") as container:
-            wave, seconds, native, channels = _track(container, longest)
+            wave, seconds, native, channels = _track(container, to_float, longest)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, DataError):
             raise
@@ -66,14 +71,13 @@ def decode(content: bytes, rate: int, longest: float) -> Sound:
     return Sound(np.ascontiguousarray(wave, dtype=np.float32), seconds, native, channels, cut)
 
 
-def _track(container: InputContainer, longest: float) -> tuple[np.ndarray, float, int, int]:
+def _track(container: InputContainer, to_float: AudioResampler, longest: float) -> tuple[np.ndarray, float, int, int]:
     """Mono samples (n,) of at least ``longest`` seconds, if there are; seconds of all; rate; channels."""
     if not container.streams.audio:
         raise DataError(f"sound must be a file with an audio track, got {container.format.name} without one.")
     stream = container.streams.audio[0]
     promised = None if stream.duration is None else float(stream.duration * (stream.time_base or 0))
     parts: list[np.ndarray] = []
-    to_float = av.AudioResampler(format="fltp")
     count, native, channels = 0, 0, 0
     for frame in container.decode(stream):
         native, channels = _check_rate(frame.sample_rate), frame.layout.nb_channels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -180,8 +180,8 @@ class Text(Modality):
         if self.name == "none":
             return None
         if self.name == "minilm":
-            return BertBackbone(self.window, self.overlap)
-        return hub.text_backbone(self.name, self.window, self.overlap)
+            return _minilm(self.window, self.overlap)
+        return _hub(self.name, self.window, self.overlap)
 
     def encoder(self, dim: int) -> nn.Module:
         """Project the backbone's tokens, or embed and mix words. -> (B, T, dim)."""
@@ -189,7 +189,7 @@ class Text(Modality):
             return WordEncoder(len(self.vocabulary or ()) + 1, dim, self.layers)
         if self.name == "minilm":  # known without loading it
             return TokenEncoder(MINILM_WIDTH, dim, coordinates=1)
-        return TokenEncoder(hub.text_backbone(self.name, self.window, self.overlap).width, dim, coordinates=1)
+        return TokenEncoder(_hub(self.name, self.window, self.overlap).width, dim, coordinates=1)
 
     def summary(self, x: Masked) -> Tensor:
         """Mean of the backbone's tokens (B, W), or a bag of the most frequent words as unit vectors (B, F)."""
@@ -253,3 +253,15 @@ class WordEncoder(nn.Module):
         for block in self.blocks:
             y = block(y)
         return Masked(self.norm(y.values), y.mask, y.at)
+
+
+@cache
+def _minilm(window: int, overlap: int) -> Backbone:
+    """One per process and window: copy it to train it."""
+    return BertBackbone(window, overlap)
+
+
+@cache
+def _hub(name: str, window: int, overlap: int) -> Backbone:
+    """One per process, name and window: copy it to train it."""
+    return hub.text_backbone(name, window, overlap)
