@@ -32,7 +32,7 @@ def test_a_process_is_charged_its_cpu_and_memory_and_heard(tmp_path):
     found = script("stamps").run(["-c", code], tmp_path)
     assert found["y"] == 49999995000000
     assert 0.05 < found["cpu"] < 20
-    assert 0.3 < found["peak_gb"] < 0.5
+    assert found["peak_gb"] > 0.3  # at least its own; a large parent may show through until exec
 
 
 def test_installed_counts_torch_and_the_weights_but_no_development_tools():

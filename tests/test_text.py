@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from polymodal.errors import DataError, SpecError
 from polymodal.modalities.text import Text, TextAugmentation, augment, words
+from polymodal.modalities.text import part as text_part
 from polymodal.modalities.text.part import BAG, UNKNOWN
 from polymodal.nn import bert
 from polymodal.nn.weights import PACKAGED, Weights
@@ -31,6 +32,7 @@ def split(text, cjk="words"):
 def bare(monkeypatch):
     """A machine on which no weights are installed."""
     monkeypatch.setattr(Weights, "locate", lambda self: None)
+    text_part._minilm.cache_clear()
 
 
 # Reading
