@@ -12,7 +12,7 @@ ROOT = Path(polymodal.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "types", "values"),
     ("metrics",),
-    ("nn.weights", "nn.backbone", "nn.blocks", "nn.linear", "nn.normal", "nn.numeric", "nn.signal"),
+    ("nn.weights", "nn.backbone", "nn.blocks", "nn.linear", "nn.normal", "nn.numeric", "nn.optimise", "nn.signal"),
     ("nn.fuse", "nn.bert", "nn.efficientnet", "nn.speech", "nn.runtime"),
     ("nn.hub",),
     ("part",),

@@ -13,6 +13,7 @@ from polymodal.data.gather import Progress, silent
 from polymodal.data.loader import Prepared
 from polymodal.model import ALL, Model
 from polymodal.nn.linear import Linear
+from polymodal.nn.optimise import minimise
 from polymodal.part import VectorTask
 from polymodal.types import Masked
 
@@ -152,15 +153,11 @@ def _minimise(
     task: VectorTask, design: Tensor, target: Masked, strength: float, weight: Tensor, bias: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weights and bias of least penalised loss, starting from given ones."""
-    weight, bias = weight.clone().requires_grad_(), bias.clone().requires_grad_()
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, history_size=10, line_search_fn="strong_wolfe")
+    size = weight.numel()
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = task.loss(design @ weight + bias, target) + strength * weight.square().sum() / 2
-        loss.backward()
-        return loss
+    def loss(x: Tensor) -> Tensor:
+        w, b = x[:size].view_as(weight), x[size:]
+        return task.loss(design @ w + b, target) + strength * w.square().sum() / 2
 
-    with torch.enable_grad():
-        optimizer.step(closure)
-    return weight.detach(), bias.detach()
+    x = minimise(loss, torch.cat([weight.flatten(), bias]), STEPS)
+    return x[:size].view_as(weight), x[size:]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.data.loader import Prepared
 from polymodal.errors import PolymodalError
 from polymodal.model import Model
+from polymodal.nn.optimise import AdamW
 from polymodal.ranks import Ranks
 from polymodal.spec import Spec
 from polymodal.types import Batch, Outputs
@@ -115,7 +116,7 @@ class Trainer:
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(self.spec.seed)
         groups = decay_groups(model, self.plan.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, self.plan.learning_rate, fused=True)
+        self.optimizer = AdamW(groups)
         self.history: list[Epoch] = []
         self.step, self.epochs = 0, self.plan.epochs if epochs is None else epochs
 
@@ -162,14 +163,13 @@ class Trainer:
             raise PolymodalError(
                 f"training: loss must be finite, got {total} in epoch {epoch}. Lower training.learning_rate."
             )
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         loss.backward()
         self.ranks.sum_gradients(self.model)
         if self.plan.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.learning_rate * schedule(self.step, steps, self.plan.warm_up)
-        self.optimizer.step()
+        rate = self.plan.learning_rate * schedule(self.step, steps, self.plan.warm_up)
+        self.optimizer.step(rate)
         self._update_average()
         return total, dict(zip(terms, means, strict=True))
 
@@ -220,7 +220,7 @@ class Trainer:
         pack("model", self.model.state_dict(), tensors)
         pack("average", self.average.state_dict(), tensors)
         pack("best", self.best, tensors)
-        pack("optimizer", self.optimizer.state_dict()["state"], tensors)
+        pack("optimizer", self.optimizer.tensors(), tensors)
         self.checkpoint.write(tensors, {"step": self.step, "history": [asdict(epoch) for epoch in self.history]})
 
     def _resume(self) -> None:
@@ -232,13 +232,5 @@ class Trainer:
         self.model.load_state_dict(unpack("model", tensors))
         self.average.load_state_dict(unpack("average", tensors))
         self.best = {name: t.to(self.device) for name, t in unpack("best", tensors).items()}
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": _optimizer_state(tensors)})
+        self.optimizer.load(unpack("optimizer", tensors))
         self.generator.set_state(tensors["random/order"])
-
-
-def _optimizer_state(tensors: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in unpack("optimizer", tensors).items():
-        number, key = name.split("/")
-        state.setdefault(int(number), {})[key] = tensor
-    return state

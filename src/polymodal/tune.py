@@ -10,6 +10,7 @@ from polymodal.evaluate import answers
 from polymodal.fusions.vote import Vote, VoteFusion
 from polymodal.model import ALL, Model
 from polymodal.nn.fuse import present_softmax
+from polymodal.nn.optimise import minimise
 from polymodal.part import VectorTask
 from polymodal.types import Masked
 
@@ -49,22 +50,16 @@ def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
             if isinstance(task, VectorTask) and bool(own.present.any()):
                 model.certainty[row, column] = task.calibrate(single[n][name], own).certainty
     votes = {n: model.votes(n, single[n]) for n in model.spec.outputs}
-    scores = torch.zeros(len(model.names), device=device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([scores], max_iter=STEPS, line_search_fn="strong_wolfe")
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
+    def loss(scores: Tensor) -> Tensor:
         weights = present_softmax(scores.expand_as(present), present)
         terms = [t.weight * t.loss(model.vector_task(n).mix(votes[n], weights), batch.targets[n])
                  for n, t in model.spec.outputs.items()]  # fmt: skip
-        loss = torch.stack(terms).sum() + PRIOR * scores.square().sum()
-        loss.backward()
-        return loss
+        return torch.stack(terms).sum() + PRIOR * scores.square().sum()
 
-    with torch.enable_grad():
-        optimizer.step(closure)
+    scores = minimise(loss, torch.zeros(len(model.names), device=device), STEPS)
     assert isinstance(model.fusion, VoteFusion)
-    model.fusion.set_weights(scores.detach().softmax(0))
+    model.fusion.set_weights(scores.softmax(0))
 
 
 def _blend(model: Model, valid: Prepared, device: torch.device) -> None:
