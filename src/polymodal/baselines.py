@@ -65,7 +65,7 @@ def fit_baselines(
     """
     taken: dict[tuple[str, str], float] = {}
     seen = summaries(model, _some(model, train), device)
-    held = None if valid is None else summaries(model, valid, device)
+    held = None if valid is None else summaries(model, _some(model, valid), device)
     total, done = sum(len(family.names) for _, family in model.linear.items()), 0
     for n, family in model.linear.items():
         for label, linear in family.items():

@@ -35,7 +35,10 @@ from polymodal.spec import Spec
 FORMAT = 1
 """Version of the bundle's layout. A newer one is refused."""
 
-CHUNK = 1024
+FILES = {"spec.json", "weights.safetensors", "report.json", "README.md", "backbones", "spec.yaml", "report.html"}
+"""Everything that a bundle's folder may hold: it is replaced as a whole."""
+
+CHUNK = 256
 """Rows of a table that are in memory together at prediction."""
 
 
@@ -128,8 +131,16 @@ class Bundle:
             BundleError: something that is no bundle is there.
         """
         path = Path(os.path.abspath(path))
-        if path.is_file() or (path.is_dir() and not (path / "spec.json").is_file() and any(path.iterdir())):
-            raise BundleError(f"{path} must be a new folder or a bundle, got something else. Choose another folder.")
+        if path.is_file():
+            raise BundleError(f"{path} must be a folder, got a file. Choose another place.")
+        others = sorted({entry.name for entry in path.iterdir()} - FILES) if path.is_dir() else []
+        if others:
+            raise BundleError(
+                f"{path} must be a new folder or hold nothing but a bundle, got {others[:5]}, which would be lost. "
+                "Choose another folder, or move them."
+            )
+        if (path / "spec.json").exists():
+            _manifest(path)  # somebody's spec of that name is no bundle either
         return path
 
     def save(self, path: str | Path, *, self_contained: bool = False) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,15 @@ class Checkpoint:
 
     def write(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replace the file by a new one; a kill at any moment leaves the old or the new."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         header = {"fingerprint": self.fingerprint, "state": json.dumps(state)}
         beside = self.path.with_name(f"{self.path.name}.tmp")
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, header))
             os.replace(beside, self.path)
         except OSError:
-            beside.unlink(missing_ok=True)
+            with suppress(OSError):
+                beside.unlink(missing_ok=True)
             raise
 
     def read(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

@@ -108,6 +108,7 @@ def fit(  # noqa: PLR0913  (options of a command)
     if not is_spec and data:
         raise SpecError("--data must come with a spec, got a table as the first argument too.")
     place = pm.Bundle.check_place(out_folder)
+    own = Path(source).read_text(encoding="utf-8") if Path(source).absolute() == place / "spec.yaml" else None
     with bars(as_json) as progress:
         model = pm.fit(
             source, data, target=target or None, valid=valid, test=test, seed=seed, device=device, strict=strict,
@@ -119,7 +120,7 @@ def fit(  # noqa: PLR0913  (options of a command)
     tables = {"train": data if is_spec else source, "valid": valid, "test": test}
     try:
         spec = _with_data(model.report["spec"], Path(source).parent, tables, place)
-        (place / "spec.yaml").write_text(spec, encoding="utf-8")
+        (place / "spec.yaml").write_text(own or spec, encoding="utf-8")  # an edited spec keeps its comments
         page = pm.save_page(model.report, place / "report.html")
     except OSError as error:
         raise BundleError(f"{place}: the bundle is whole, but its page could not be written: {error}.") from error

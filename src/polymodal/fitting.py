@@ -152,6 +152,11 @@ class _Fit:
                     )
         chosen = self.spec.split
         given = {side: 0.0 for side in ("valid", "test") if side in self.tables}
+        if chosen.given is not None and given:
+            raise SpecError(
+                f"split.given divides the one table, so {' and '.join(given)} must not be given beside it, got both. "
+                "Leave one out."
+            )
         chosen = chosen.model_copy(update={**given, "seed": self.spec.seed if chosen.seed is None else chosen.seed})
         classes = {c: task.kind == "classify" for n, task in self.spec.outputs.items() for c in task.columns(n)}
         return split(table, chosen, classes)

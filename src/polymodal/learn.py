@@ -15,7 +15,7 @@ from polymodal.evaluate import Report, evaluate
 from polymodal.fusions.vote import VoteFusion
 from polymodal.model import Model
 from polymodal.spec import Spec
-from polymodal.train import Epoch, Trainer
+from polymodal.train import Epoch, Trainer, best_epoch
 from polymodal.tune import tune
 
 
@@ -68,7 +68,7 @@ class Learner:
         if train.inputs is not valid.inputs or len(train) + len(valid) > self.spec.training.refit:
             return Learned(model, history, report, False)
         both = replace(train, rows=torch.cat([train.rows, valid.rows]).sort().values)
-        best = min(history, key=lambda epoch: float("inf") if epoch.valid_loss is None else epoch.valid_loss)
+        best = best_epoch(history)
         final, _ = self._train("refit", both, None, best.number + 1)
         fit_baselines(final, both, None, self.device, penalties, self.progress)
         _carry_over(model, final)

@@ -38,7 +38,10 @@ class Predictions(list[dict[str, dict[str, Any]]]):
             flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}
             for key, value in flat.items():
                 columns.setdefault(key, [None] * number).append(value)
-        return columns | {"absent": [", ".join(names) for names in self.absent]}
+        label = "absent"
+        while label in columns:  # a task may be called so
+            label += "_inputs"
+        return columns | {label: [", ".join(names) for names in self.absent]}
 
 
 def _flatten(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

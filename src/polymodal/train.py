@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -75,6 +76,15 @@ def objective(spec: Spec, outputs: Outputs, batch: Batch) -> dict[str, tuple[flo
     return terms
 
 
+def best_epoch(history: Sequence[Epoch]) -> Epoch:
+    """The epoch with the lowest validation loss; one without a finite loss comes last."""
+
+    def loss(epoch: Epoch) -> float:
+        return epoch.valid_loss if epoch.valid_loss is not None and math.isfinite(epoch.valid_loss) else math.inf
+
+    return min(history, key=loss)
+
+
 def schedule(step: int, steps: int, warm_up: float) -> float:
     """Factor of the learning rate: linear warm-up, then half a cosine down to 0."""
     rise = round(steps * warm_up)
@@ -126,7 +136,7 @@ class Trainer:
         while len(self.history) < self.epochs and not self._stalled():
             epoch = self._epoch(len(self.history))
             self.history.append(epoch)
-            if self.valid is None or epoch is self._best_epoch():
+            if self.valid is None or epoch is best_epoch(self.history):
                 self.best = {name: t.clone() for name, t in self.average.state_dict().items()}
             self._save()
             on_epoch(epoch)
@@ -136,7 +146,7 @@ class Trainer:
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
-        torch.manual_seed((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank)
+        torch.manual_seed(((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank) % 2**63)
         order = torch.randperm(len(self.train), generator=self.generator)
         parts = self.ranks.batches(order, self.plan.batch_size)
         total, sums = 0.0, dict[str, float]()
@@ -204,14 +214,10 @@ class Trainer:
         )
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
-    def _best_epoch(self) -> Epoch:
-        losses = [math.inf if epoch.valid_loss is None else epoch.valid_loss for epoch in self.history]
-        return self.history[min(range(len(losses)), key=lambda i: losses[i] if math.isfinite(losses[i]) else math.inf)]
-
     def _stalled(self) -> bool:
         if not self.plan.patience or self.valid is None or not self.history:
             return False
-        return len(self.history) - 1 - self._best_epoch().number >= self.plan.patience
+        return len(self.history) - 1 - best_epoch(self.history).number >= self.plan.patience
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.ranks.first:
@@ -221,7 +227,11 @@ class Trainer:
         pack("average", self.average.state_dict(), tensors)
         pack("best", self.best, tensors)
         pack("optimizer", self.optimizer.tensors(), tensors)
-        self.checkpoint.write(tensors, {"step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+        try:
+            self.checkpoint.write(tensors, {"step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+        except OSError as error:
+            place, self.checkpoint = self.checkpoint.path, None
+            warnings.warn(f"{place}: cannot keep the state of the fit, which goes on without: {error}", stacklevel=2)
 
     def _resume(self) -> None:
         found = None if self.checkpoint is None else self.checkpoint.read()

@@ -97,14 +97,13 @@ class Masked:
     @classmethod
     def join(cls, rows: Sequence[Masked]) -> Self:
         """Stack batches along B, padding N to the longest. Undoes `split`."""
-        longest = max(row.mask.shape[1] for row in rows)
-        if all(row.mask.shape[1] == longest for row in rows):
-            at = None if rows[0].at is None else torch.cat([r.at for r in rows if r.at is not None])
-            return cls(torch.cat([r.values for r in rows]), torch.cat([r.mask for r in rows]), at)
-        size, first = sum(len(row) for row in rows), rows[0]
+        longest, size, first = max(row.mask.shape[1] for row in rows), sum(len(row) for row in rows), rows[0]
+        placed = next((row.at for row in rows if row.at is not None), None)  # absent rows may come without positions
+        if placed is None and all(row.mask.shape[1] == longest for row in rows):
+            return cls(torch.cat([row.values for row in rows]), torch.cat([row.mask for row in rows]))
         values = first.values.new_zeros(size, longest, *first.values.shape[2:])
         mask = first.mask.new_zeros(size, longest)
-        at = None if first.at is None else first.at.new_zeros(size, longest, first.at.shape[2])
+        at = None if placed is None else placed.new_zeros(size, longest, placed.shape[2])
         start = 0
         for row in rows:
             block = (slice(start, start + len(row)), slice(0, row.mask.shape[1]))

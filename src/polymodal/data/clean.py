@@ -126,18 +126,31 @@ class InputReport:
 
 @dataclass(slots=True)
 class TargetReport:
-    """What one task's targets are: labelled rows and, for classes, how many of each."""
+    """What one task's targets are: labelled rows and, for classes, how many of each.
+
+    Attributes:
+        name: of the task.
+        kind: its type.
+        labelled: rows with a target.
+        unlabelled: rows without, the refused ones too.
+        balance: class -> rows.
+        refused: rows whose target the task does not know, which count as unlabelled.
+        reason: why the first of them was refused.
+    """
 
     name: str
     kind: str
     labelled: int
     unlabelled: int
     balance: dict[str, int]
+    refused: int = 0
+    reason: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""
         return {
             "kind": self.kind, "labelled": self.labelled, "unlabelled": self.unlabelled, "balance": self.balance,
+            "refused": self.refused, "reason": self.reason,
         }  # fmt: skip
 
 
@@ -172,6 +185,9 @@ class DataReport:
         Raises:
             DataError: there is one.
         """
+        for name, target in self.targets.items():
+            if target.refused:
+                raise DataError(f"{self.source}: target {name!r}: {target.reason}")
         if self.quarantined:
             more = len(self.quarantined) - 1
             rest = f" (and {more} more)" if more else ""
@@ -201,6 +217,9 @@ class DataReport:
             if report.quarantined:
                 lines.append(f"{name}: {len(report.quarantined)} broken, first: {report.quarantined[0]}")
             lines += [f"{name}: {count} x {what}" for what, count in report.repairs.most_common()]
+        for name, target in self.targets.items():
+            if target.refused:
+                lines.append(f"{name}: {target.refused} targets count as unlabelled, first: {target.reason}")
         return lines + self.leaks
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 import torch
 
+from polymodal import __version__
 from polymodal.data.features import FeatureStore, cache_folder
 from polymodal.data.shelf import rounded
 from polymodal.errors import BundleError, SpecError, suggest
@@ -62,7 +63,7 @@ class Embedder:
         """Name of everything that an input's tokens depend on besides its content: its fitted part and its backbone."""
         backbone = self.backbone(name)
         part = self.modalities[name].model_dump_json(exclude={"column", "augmentation"})
-        text = f"{part} {backbone.digest if backbone else ''}"
+        text = f"{__version__} {part} {backbone.digest if backbone else ''}"  # another version may read otherwise
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     @property

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from polymodal.data.shards import read_shard
 from polymodal.data.shelf import Shelf
+from polymodal.errors import SpecError
 
 _IN_USE: weakref.WeakSet[Shelf] = weakref.WeakSet()
 
@@ -34,7 +35,7 @@ def cache_limit() -> int:
     """The default limit in bytes: $POLYMODAL_CACHE_LIMIT, else 10 GB.
 
     Raises:
-        ValueError: the variable is no positive number.
+        SpecError: the variable is no positive number.
     """
     text = os.environ.get("POLYMODAL_CACHE_LIMIT", "10e9")
     try:
@@ -42,7 +43,7 @@ def cache_limit() -> int:
     except (ValueError, OverflowError):
         limit = 0
     if limit <= 0:
-        raise ValueError(f"POLYMODAL_CACHE_LIMIT must be a number of bytes above 0, got {text!r}.")
+        raise SpecError(f"POLYMODAL_CACHE_LIMIT must be a number of bytes above 0, got {text!r}.")
     return limit
 
 
@@ -117,13 +118,17 @@ class FeatureStore:
         return sorted(found, key=lambda shelf: -shelf.used)
 
     def clear(self, key: str | None = None) -> int:
-        """Remove one shelf, or all; rows already opened stay readable.
+        """Remove one shelf, or all and the kept graphs of backbones; rows already opened stay readable.
 
         Returns:
             The bytes freed.
         """
         notes = self.folder.glob("*/shelf.json") if key is None else [self._path(key) / "shelf.json"]
-        return sum(_remove(note.parent) for note in notes if note.exists())
+        freed = sum(_remove(note.parent) for note in notes if note.exists())
+        for graph in self.folder.glob("graphs/*.onnx") if key is None else ():
+            freed += graph.stat().st_size
+            graph.unlink(missing_ok=True)
+        return freed
 
     def evict(self) -> None:
         """Remove the shelves used longest ago, until the rest is within the limit."""

@@ -119,6 +119,8 @@ def prepare(
         if strict:
             report.refuse_broken()
     labels = {n: read_targets(n, task, table, report) for n, task in spec.outputs.items()} if targets else {}
+    if strict:
+        report.refuse_broken()
     named = {c for name, part in (*spec.inputs.items(), *spec.outputs.items()) for c in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named)
     live = {name: LiveRows(s, embedder, spec.seed) for name, s in sources.items() if s.modality.augments}
@@ -143,14 +145,31 @@ def target_values(name: str, task: Task, table: Table) -> list[Any]:
 def read_targets(name: str, task: Task, table: Table, report: DataReport) -> Masked:
     """Collate a fitted task's targets and put them in the report.
 
+    A target that the task does not know (a class that no training row has) counts as unlabelled, and is reported.
+
     Raises:
-        DataError: a target is not one of this task.
+        DataError: the table has no such column, or no target at all is one of this task.
     """
-    values = target_values(name, task, table)
+    values, refused = target_values(name, task, table), list[str]()
     try:
         target = task.collate(values)
-    except DataError as error:
-        raise DataError(f"{table.source}: target {name!r}: {error}") from None
+    except DataError:
+        values = [_known(task, row, value, refused) for row, value in enumerate(values)]
+        target = task.collate(values)
     labelled = int(target.present.sum())
-    report.targets[name] = TargetReport(name, task.kind, labelled, len(table) - labelled, task.balance(target))
+    if refused and not labelled:
+        raise DataError(f"{table.source}: target {name!r}: {refused[0]}")
+    seen = TargetReport(name, task.kind, labelled, len(table) - labelled, task.balance(target))
+    seen.refused, seen.reason = len(refused), refused[0] if refused else ""
+    report.targets[name] = seen
     return target
+
+
+def _known(task: Task, row: int, value: Any, refused: list[str]) -> Any | None:
+    """The value if the task takes it, else None and a line about it."""
+    try:
+        task.collate([value])
+    except DataError as error:
+        refused.append(f"row {row}: {error}")
+        return None
+    return value

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from polymodal.errors import DataError
 from polymodal.report.cleaning import data_section, warnings
 from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, significant, table, tag
 from polymodal.report.plots import curves
@@ -30,10 +31,16 @@ def save_page(report: Mapping[str, Any], path: Path | str) -> Path:
 
     Returns:
         The path.
+
+    Raises:
+        DataError: the file cannot be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page(report), encoding="utf-8")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(page(report), encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} must be writable, got {error.strerror or error}. Choose another place.") from error
     return path
 
 
