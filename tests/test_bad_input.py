@@ -116,11 +116,28 @@ def test_an_unknown_category_is_told_and_kept_apart():
     assert not found.quarantined
 
 
-def test_an_unknown_class_in_evaluation_is_an_error():
+def test_an_unknown_class_in_evaluation_counts_as_unlabelled_and_is_told():
     table = columns(10)
     table["label"][4] = "c"
-    with pytest.raises(DataError, match=r"target 'label': class must be one of \['a', 'b'\], got 'c'"):
-        fitted("table").evaluate(table)
+    report = fitted("table").evaluate(table).to_dict()
+    assert report["rows"] == 9
+    (line,) = [line for line in report["warnings"] if "label" in line]
+    assert line.startswith(
+        "label: 1 targets count as unlabelled, first: row 4: class must be one of ['a', 'b'], got 'c'"
+    )
+    with pytest.raises(DataError, match=r"target 'label': row 4: class must be one of \['a', 'b'\], got 'c'"):
+        fitted("table").evaluate(table, strict=True)
+    with pytest.raises(DataError, match=r"target 'label': row 0: class must be one of \['a', 'b'\], got 'c'"):
+        fitted("table").evaluate({**columns(10), "label": ["c"] * 10})
+
+
+def test_a_class_that_only_validation_rows_have_does_not_stop_a_fit():
+    table = columns(20)
+    table["label"][19] = "c"
+    table["side"] = ["train"] * 14 + ["valid"] * 6
+    model = pm.fit(spec("table") | {"split": {"given": "side"}}, table)
+    assert model.report["fit"]["rows"]["valid"] == 5
+    assert any("1 targets count as unlabelled" in line for line in model.warnings)
 
 
 @pytest.mark.parametrize("table", [{"x": [], "label": []}, [], pd.DataFrame({"x": [], "label": []})])

@@ -78,21 +78,33 @@ def test_nothing_in_a_bundle_is_pickled(saved):
 
 
 def test_saving_over_a_bundle_replaces_it(model, saved):
-    (saved / "old.txt").write_text("of the old one")
+    (saved / "report.html").write_text("of the old one")
     model.save(saved)
-    assert not (saved / "old.txt").exists()
+    assert not (saved / "report.html").exists()
     assert sorted(p.name for p in saved.parent.iterdir()) == ["model"]
 
 
 def test_saving_refuses_a_folder_of_something_else(model, tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.txt").write_text("meow")
-    with pytest.raises(BundleError, match=r"photos must be a new folder or a bundle"):
+    with pytest.raises(BundleError, match=r"photos must be a new folder .* got \['cat.txt'\], which would be lost"):
         model.save(tmp_path / "photos")
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleError, match="file must be a new folder or a bundle"):
+    with pytest.raises(BundleError, match="file must be a folder, got a file"):
         model.save(tmp_path / "file")
     assert (tmp_path / "photos" / "cat.txt").read_text() == "meow"
+
+
+def test_saving_never_takes_a_users_files_along(model, saved, tmp_path):
+    (saved / "predictions.parquet").write_text("mine")
+    with pytest.raises(BundleError, match=r"got \['predictions.parquet'\], which would be lost"):
+        model.save(saved)
+    assert (saved / "predictions.parquet").read_text() == "mine"
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "spec.json").write_text('{"inputs": {}}')
+    with pytest.raises(BundleError, match="must be a bundle's manifest"):
+        model.save(tmp_path / "own")
+    assert (tmp_path / "own" / "spec.json").exists()
 
 
 def test_saving_into_an_empty_folder_and_the_working_directory(model, tmp_path, monkeypatch):

@@ -119,7 +119,7 @@ def test_module_runs_as_a_program(folder):
         (["fit", "train.csv", "--target", "label", "--seed", "x"], "Invalid value for '--seed'"),
         (["fit", "train.csv", "--target", "lable"], "must have a column 'lable'"),
         (["fit", "train.csv", "--target", "label", "--device", "gpu7"], "device must be auto, cpu"),
-        (["fit", "train.csv", "--target", "label", "--out", "."], "must be a new folder or a bundle"),
+        (["fit", "train.csv", "--target", "label", "--out", "."], "must be a new folder or hold nothing but a bundle"),
         (["fit", "none.csv", "--target", "label"], "none.csv"),
         (["fit", "none.yaml"], "none.yaml"),
         (["inspect", "none.csv"], "none.csv"),

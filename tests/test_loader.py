@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import radar  # noqa: F401  (a modality that varies)
+import toys  # noqa: F401  (a modality of plain vectors)
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.loader import prepare
@@ -105,8 +106,11 @@ def test_a_missing_target_column_is_an_error_unless_targets_are_not_wanted():
 
 
 def test_a_wrong_target_names_table_and_task():
-    with pytest.raises(DataError, match="target 'y': class must be one of"):
-        made({**ROWS, "y": [0, 1, 7, 1, 0, 1, 0, 1]})
+    with pytest.raises(DataError, match="target 'y': row 0: class must be one of"):
+        made({**ROWS, "y": [7] * 8})
+    some = made({**ROWS, "y": [0, 1, 7, 1, 0, 1, 0, 1]})
+    assert some.targets["y"].present.tolist() == [True, True, False] + [True] * 5
+    assert some.report.targets["y"].refused == 1
 
 
 def test_strict_stops_at_the_first_broken_cell():

@@ -110,3 +110,12 @@ def test_a_batch_hides_whole_inputs_and_moves():
     assert len(hidden) == 5
     moved = batch.to("meta")
     assert moved.inputs["a"].values.device.type == moved.targets["y"].mask.device.type == "meta"
+
+
+def test_join_keeps_positions_beside_rows_without_any():
+    placed = Masked(torch.ones(1, 1, 2), torch.ones(1, 1, dtype=torch.bool), torch.full((1, 1, 3), 5.0))
+    absent = Masked(torch.zeros(2, 1, 2), torch.zeros(2, 1, dtype=torch.bool))
+    for parts in ([absent, placed], [placed, absent]):
+        joined = Masked.join(parts)
+        assert joined.at is not None
+        assert torch.equal(joined.at[joined.mask], torch.full((1, 3), 5.0))
