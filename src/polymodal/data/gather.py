@@ -25,7 +25,7 @@ CHUNK = 256
 EMBED = 8
 """Rows that go through a backbone together: more take more memory, and no less time on a CPU."""
 
-HELD = 256 << 20
+HELD = 64 << 20
 """Bytes of summaries up to which they are held in memory."""
 
 Progress = Callable[[str, int, int], None]

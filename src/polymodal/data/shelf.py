@@ -17,7 +17,7 @@ from polymodal.data.shards import Shard, read_shard, write_shard
 from polymodal.types import Masked
 
 _SHARD_BYTES, _SHARD_ROWS = 32 << 20, 4096
-_IN_MEMORY = 256 << 20  # bytes of rows up to which they are gathered once
+_IN_MEMORY = 64 << 20  # bytes of rows up to which they are gathered once
 _HALF_MAX = 65504.0
 _STALE_SECONDS = 3600.0  # age at which another process's unfinished shard is taken for dead
 
