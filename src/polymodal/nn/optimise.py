@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 
+NOISE = 1e-7
+"""Relative error of a float32 loss: smaller changes mean nothing."""
+
+
 class AdamW:
     """Adam with decoupled weight decay, on torch's own fused kernel.
 
@@ -89,7 +93,7 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, memory
         for _ in range(20):
             step = stride * way
             new_value, new_slope = _evaluate(loss, x + step)
-            if new_value <= value + 1e-4 * stride * fall:
+            if new_value <= value + 1e-4 * stride * fall + NOISE * abs(value):
                 break
             stride /= 2
         else:
@@ -97,7 +101,10 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, memory
         bend = new_slope - slope
         if float(bend @ step) > 1e-10:
             pairs.append((step, bend))
+        settled = abs(value - new_value) <= NOISE * max(abs(value), NOISE)
         x, value, slope = x + step, new_value, new_slope
+        if settled:
+            break
     return x
 
 
