@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-
 NOISE = 1e-7
 """Relative error of a float32 loss: smaller changes mean nothing."""
 
