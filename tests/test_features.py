@@ -311,3 +311,10 @@ def test_many_small_rows_take_few_files(tmp_path):
     assert len(box.shards) < 20
     places = box.find(keys[::-1])
     assert torch.equal(box.rows(places).batch(torch.arange(n)).values.flatten(), torch.arange(n - 1, -1, -1).int())
+
+
+def test_clearing_all_takes_the_graphs_of_backbones_along(tmp_path):
+    (tmp_path / "graphs").mkdir()
+    (tmp_path / "graphs" / "a.onnx").write_bytes(b"123")
+    assert FeatureStore(tmp_path).clear() == 3
+    assert not (tmp_path / "graphs" / "a.onnx").exists()

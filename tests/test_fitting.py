@@ -12,6 +12,7 @@ import polymodal as pm
 from polymodal import fusions
 from polymodal.errors import DataError
 from polymodal.nn.weights import PACKAGED, Weights
+from polymodal.predictions import Predictions
 from tiny import SCRATCH, columns, fitted, spec
 
 
@@ -237,3 +238,23 @@ def test_augmentation_in_front_of_a_frozen_backbone(fusion):
     varied = pm.fit(live, columns(24), cache=False)
     live["inputs"]["text"] = "text"
     assert not same(varied, pm.fit(live, columns(24), cache=False))
+
+
+def test_a_resume_file_that_cannot_be_written_is_told_and_the_fit_goes_on(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.warns(UserWarning, match="cannot keep the state of the fit"):
+        model = pm.fit(spec("table"), columns(20), resume=tmp_path / "file" / "state.safetensors", seed=2**60)
+    assert len(model.predict(columns(3))) == 3
+
+
+def test_a_table_of_one_side_beside_a_column_of_sides_is_refused():
+    table = columns(20) | {"side": ["train"] * 15 + ["valid"] * 5}
+    with pytest.raises(pm.SpecError, match=r"split.given divides the one table"):
+        pm.fit(spec("table") | {"split": {"given": "side"}}, table, valid=columns(6))
+
+
+def test_a_task_called_absent_keeps_its_predictions():
+    found = Predictions()
+    found.append({"absent": {"class": "a", "probability": 1.0}})
+    found.absent.append(["x"])
+    assert found.to_columns() == {"absent": ["a"], "absent.probability": [1.0], "absent_inputs": ["x"]}

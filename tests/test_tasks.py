@@ -646,3 +646,23 @@ def test_extreme_outputs_stay_finite():
         assert leaf.grad is not None
         assert leaf.grad.isfinite().all()
         json.dumps(task.predict(task.mix([leaf, leaf * 0.5], torch.tensor([0.5, 0.5]))), allow_nan=False)
+
+
+def test_settling_builds_a_calibration_in():
+    generator = torch.Generator().manual_seed(0)
+    labels = [0, 1, 2, 1] * 20
+    task = Classify().fit(labels)
+    output = 6 * torch.randn(80, 3, generator=generator)
+    fitted = task.calibrate(output, task.collate(labels))
+    assert fitted.certainty > 1.5
+    settled = task.settle(output, torch.tensor(fitted.certainty))
+    torch.testing.assert_close(task.probabilities(settled), fitted.probabilities(output), atol=1e-5, rtol=0)
+    numbers = torch.randn(80, generator=generator).tolist()
+    regress = Regress().fit(numbers)
+    raw = torch.randn(80, regress.size, generator=generator)
+    spread = regress.calibrate(raw, regress.collate(numbers))
+    assert spread.certainty != 1
+    wide = regress.predict(regress.settle(raw, torch.tensor(spread.certainty)))
+    for ours, theirs in zip(wide, spread.predict(raw), strict=True):
+        assert ours["std"] == pytest.approx(theirs["std"], rel=1e-4)
+        assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)

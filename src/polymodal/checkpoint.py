@@ -56,7 +56,8 @@ class Checkpoint:
 
     def clear(self) -> None:
         """Forget the state, once the fit is done."""
-        self.path.unlink(missing_ok=True)
+        with suppress(OSError):  # where it could not be written, there is nothing to remove
+            self.path.unlink(missing_ok=True)
 
 
 def pack(prefix: str, nested: Mapping[Any, Any], into: dict[str, Tensor]) -> None:
