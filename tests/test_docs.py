@@ -19,7 +19,8 @@ from PIL import Image
 import polymodal as pm
 from polymodal import cli
 from polymodal.part import Fusion, Modality, Task
-from polymodal.spec import Data, Spec, Split, Training
+from polymodal.settings import Data, Split, Training
+from polymodal.spec import Spec
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

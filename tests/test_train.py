@@ -104,7 +104,7 @@ def test_modality_dropout_makes_the_model_stand_a_missing_input():
     scores = {}
     for dropout in (0.0, 0.5):
         torch.manual_seed(0)
-        model, _, _ = trained(data=data, epochs=6, modality_dropout=dropout, auxiliary=0.0, averaging=0.0)
+        model, _, _ = trained(data=data, epochs=6, modality_dropout=dropout, balance="none", averaging=0.0)
         scores[dropout] = train.objective(model.spec, *_answered(model, data, "a"))["y"][1].item()
     assert scores[0.5] < scores[0.0]
 
@@ -126,7 +126,7 @@ def test_auxiliary_heads_are_on_by_default_and_are_means_over_rows_that_have_the
     assert factor == 1.0
     assert int(count) == int(here.sum()) < 40
     torch.testing.assert_close(mean, task.loss(outputs.single["y"]["a"][here], batch.targets["y"][here]))
-    off = toys.spec(training={"auxiliary": 0.0})
+    off = toys.spec(training={"balance": "none"})
     assert list(objective(off, outputs, batch)) == ["y"]
     half = toys.spec(outputs={"y": {"type": "classify", "classes": [0, 1], "weight": 3}}, training={"auxiliary": 0.5})
     assert [f for f, _, _ in objective(half, outputs, batch).values()] == [3, 1.5, 1.5]

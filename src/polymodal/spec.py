@@ -5,115 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
 from polymodal import fusions, modalities, tasks  # noqa: F401  (fills each kind's table)
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality, Task
+from polymodal.settings import Data, Settings, Split, Training
 
 VERSION = 1
 """Version of the spec's format. A bundle of a newer version is refused."""
-
-
-class Settings(BaseModel):
-    """Base of the frozen groups of settings in a spec."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Split(Settings):
-    """How the rows of a table are divided.
-
-    Attributes:
-        by: ``random``; ``stratified`` keeps the share of each class on every side; ``group`` keeps rows that share
-            a value together; ``time`` trains on the earliest rows and tests on the latest. None: stratified
-            if the only target is a class, else random.
-        column: the column of groups, times or classes. Stratified takes the target's own if there is one target.
-        valid: share of rows for validation (early stopping, calibration).
-        test: share of rows held out for the report.
-        given: a column that says train, valid (validation, val, dev) or test for each row. If it holds no
-            validation rows, they are taken from its training rows by the other settings.
-        seed: of the shuffle; the spec's own when not given. Time needs none.
-    """
-
-    by: Literal["random", "stratified", "group", "time"] | None = None
-    column: str | None = None
-    valid: float = Field(default=0.15, ge=0, lt=1)
-    test: float = Field(default=0.0, ge=0, lt=1)
-    given: str | None = None
-    seed: int | None = Field(default=None, ge=0)
-
-    @model_validator(mode="after")
-    def _effective(self) -> Split:
-        """Reject settings that miss a partner or have no effect."""
-        if self.by in ("group", "time") and self.column is None:
-            raise ValueError(f"column must name the column to split by {self.by}, got None.")
-        if self.by in (None, "random") and self.column is not None:
-            raise ValueError(
-                f"column has no effect with by={self.by}, got {self.column!r}. Set by to group, time or stratified."
-            )
-        if self.valid + self.test >= 1:
-            raise ValueError(f"valid + test must be below 1, got {self.valid} + {self.test}.")
-        if self.by == "time" and self.seed is not None:
-            raise ValueError(f"seed has no effect with by=time, got {self.seed}. Leave it out.")
-        if self.given is not None and self.test:
-            raise ValueError(
-                f"test has no effect with given={self.given!r}, got {self.test}. The column says which rows test."
-            )
-        return self
-
-
-class Training(Settings):
-    """How to learn.
-
-    Attributes:
-        epochs: at most this many passes over the training rows.
-        batch_size: rows per step, over all ranks together.
-        learning_rate: peak rate of AdamW, reached after the warm-up, then lowered along a cosine.
-        weight_decay: AdamW's decay of weight matrices; biases and norms are spared.
-        warm_up: share of all steps in which the rate rises from 0.
-        clip: largest gradient norm; 0 turns clipping off.
-        patience: stop after this many epochs without a better validation loss; 0 never stops early.
-        averaging: decay per step of the running average of weights that is kept; 0 keeps the last weights.
-        modality_dropout: chance that a present input of a row is hidden in a step (never the last one of a row).
-        auxiliary: weight of the loss of each input's own head; 0 trains without these heads' losses.
-        dropout: share of a summary's features, and of its token's, that is dropped in a step.
-        refit: with at most this many labelled rows, train once more on training and validation rows together, with
-            what was chosen on the latter; 0 never does.
-        precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU.
-    """
-
-    epochs: int = Field(default=50, ge=1)
-    batch_size: int = Field(default=128, ge=1)
-    learning_rate: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.05, ge=0)
-    warm_up: float = Field(default=0.1, ge=0, lt=1)
-    clip: float = Field(default=1.0, ge=0)
-    patience: int = Field(default=15, ge=0)
-    averaging: float = Field(default=0.98, ge=0, lt=1)
-    modality_dropout: float = Field(default=0.25, ge=0, lt=1)
-    auxiliary: float = Field(default=1.0, ge=0)
-    dropout: float = Field(default=0.3, ge=0, lt=1)
-    refit: int = Field(default=20_000, ge=0)
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-
-
-class Data(Settings):
-    """Where the tables of ``polymodal fit spec.yaml`` lie; paths are relative to the spec's file.
-
-    Attributes:
-        train: table to learn from.
-        valid: table to validate on, instead of a part of ``train``.
-        test: table to test on, instead of a part of ``train``.
-    """
-
-    train: str
-    valid: str | None = None
-    test: str | None = None
 
 
 class Spec(Settings):

@@ -68,7 +68,7 @@ def objective(spec: Spec, outputs: Outputs, batch: Batch) -> dict[str, tuple[flo
     for n, task in spec.outputs.items():
         target = batch.targets[n]
         terms[n] = (task.weight, task.loss(outputs.decoded[n], target), target.present.sum())
-        if spec.training.auxiliary:
+        if spec.training.balance == "auxiliary":
             for name, output in outputs.single[n].items():
                 seen = target.without(~batch.inputs[name].present)
                 factor = task.weight * spec.training.auxiliary

@@ -11,7 +11,7 @@ import numpy as np
 
 from polymodal.data.table import Table
 from polymodal.errors import DataError, SpecError
-from polymodal.spec import Split
+from polymodal.settings import Split
 
 _GIVEN = {
     "train": "train",
