@@ -34,6 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("learn",),
     ("diagnose", "explain"),
     ("card", "predictions"),
+    ("folder",),
     ("bundle",),
     ("sides",),
     ("fitting", "inspection", "improve", "search"),
