@@ -21,8 +21,8 @@ VARIANTS = [
     {"type": "concat", "pool": "attention"},
     {"type": "film", "condition": "c"},
 ]
-VECTOR = ("concat", "film", "gated", "hadamard", "pool", "tensor", "weighted")
-WEIGH = ("gated", "vote", "weighted")
+VECTOR = ("concat", "experts", "film", "gated", "hadamard", "pool", "tensor", "weighted")
+WEIGH = ("experts", "gated", "vote", "weighted")
 
 
 def title(spec):
@@ -371,6 +371,51 @@ def test_hadamard_absent_is_the_factor_one():
     close(net(inputs).pooled[2], net.project((a @ w[0] + b[0]).tanh() * (c @ w[2] + b[2]).tanh()))
 
 
+def experts_of(net, inputs):
+    """Mean and variance (B, M, D) of each input's Gaussian, calculated apart."""
+    vectors = [inputs[n].mean() for n in NAMES]
+    linear = [(net.expert.weight[i], net.expert.bias[i]) for i in range(3)]
+    spread = [(net.log_variance.weight[i], net.log_variance.bias[i]) for i in range(3)]
+    mean = torch.stack([x @ w + b for x, (w, b) in zip(vectors, linear, strict=True)], 1)
+    return mean, torch.stack([(x @ w + b).exp() for x, (w, b) in zip(vectors, spread, strict=True)], 1)
+
+
+def test_experts_give_the_mean_of_the_product_of_gaussians():
+    inputs, shown = mixed()
+    net = build({"type": "experts"})
+    mean, variance = (part.double() for part in experts_of(net, inputs))
+    fused = net(inputs)
+    line = torch.linspace(-12, 12, 4801, dtype=torch.float64)
+    for i in range(8):
+        m, v = mean[i, shown[i]], variance[i, shown[i]]
+        precision = 1 + (1 / v).sum(0)  # of N(0, I) and of the present inputs' experts
+        close(fused.pooled[i].double(), (m / v).sum(0) / precision)
+        density = torch.exp(
+            -(line**2) / 2 - ((line[:, None, None] - m) ** 2 / (2 * v)).sum(1).T
+        ).T  # the product itself
+        close(fused.pooled[i].double(), (line[:, None] * density).sum(0) / density.sum(0), 1e-5)
+        share = (1 / v) / (1 / v).sum(0)
+        close(fused.weights[i, shown[i]].double(), share.mean(-1))
+
+
+def test_experts_without_any_input_are_the_prior_and_a_sure_one_overrules():
+    inputs, shown = mixed()
+    net = build({"type": "experts"})
+    assert not shown[7].any()
+    assert (net(inputs).pooled[7] == 0).all()
+    mean, _ = experts_of(net, inputs)
+    with torch.no_grad():
+        net.log_variance.bias[1] = -500.0  # exp(500) is no float: shares must not overflow
+    fused = net(inputs)
+    for i in range(8):
+        if shown[i, 1]:
+            close(fused.pooled[i], mean[i, 1])
+            close(fused.weights[i], torch.tensor([0.0, 1.0, 0.0]))
+    with torch.no_grad():
+        net.log_variance.bias[:] = 500.0  # no input knows anything: the prior stays
+    close(net(inputs).pooled, torch.zeros(8, DIM))
+
+
 def test_pool_is_mean_or_maximum_over_the_present():
     inputs, shown = mixed()
     means = torch.stack([inputs[n].mean() for n in NAMES], 1)
@@ -559,10 +604,10 @@ def test_any_input_alone_answers_when_all_know_the_answer(spec):
         assert accuracy(model, "shared", gone) > 0.95, gone
 
 
-@pytest.mark.parametrize("name", ["weighted", "gated"])
-def test_weights_go_to_the_input_that_knows(name):
+@pytest.mark.parametrize(("name", "rest"), [("weighted", 0.3), ("gated", 0.3), ("experts", 1 / 3)])
+def test_weights_go_to_the_input_that_knows(name, rest):
     model = train({"type": name}, "first", rate=3e-2)
     inputs, _ = sample("first", 100, torch.Generator().manual_seed(5))
     weights = model.fusion(inputs).weights.mean(0)
     assert weights[0] > 0.4  # equal weights: 0.33
-    assert (weights[1:] < 0.3).all()
+    assert (weights[1:] < rest).all()  # an expert that knows nothing may also say so by a mean near the prior's

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 
 import toys
-from polymodal.model import ALL, Model, summary_width
+from polymodal.model import ALL, Mixing, Model, summary_width
+from polymodal.part import Task
 from polymodal.spec import Spec
 from polymodal.types import Masked
 
@@ -215,3 +217,115 @@ def test_built_from_any_spec_with_many_kinds():
     model = Model(spec).eval()
     inputs = {name: part.collate([None, None]) for name, part in spec.inputs.items()}
     assert model.answer(inputs).decoded["y"].isfinite().all()
+
+
+PARTNER = torch.tensor([3, 0, 2, 5, 1, 4])
+SHARE = torch.tensor([0.9, 0.5, 0.3, 1.0, 0.0, 0.6])
+
+
+def mixture(x):
+    return SHARE[:, None] * x + (1 - SHARE[:, None]) * x[PARTNER]
+
+
+@pytest.mark.parametrize("fusion", ["concat", "attention", "weighted", "bottleneck"])
+def test_mixing_mixes_the_fused_vector_and_what_the_own_heads_add(fusion):
+    model, inputs = build(fusion), batch()
+    plain, mixed = model(inputs), model(inputs, Mixing(PARTNER, SHARE))
+    torch.testing.assert_close(mixed.fused.pooled, mixture(plain.fused.pooled))
+    present = torch.stack([inputs[name].present for name in NAMES], 1).float()
+    share = present / present.sum(1, keepdim=True).clamp(min=1)
+    for n in TASKS:
+        head = model.heads[n].project
+        want = mixture(plain.fused.pooled) @ head.weight.T + head.bias
+        for i, name in enumerate(NAMES):  # the own heads on mixed features, each input with the share that it has
+            own = model.single[n][name].project
+            features = mixture(plain.encoded[name].mean() * share[:, i : i + 1])
+            want = want + features @ own.weight.T + mixture(share[:, i : i + 1]) * own.bias
+        torch.testing.assert_close(mixed.decoded[n], want)
+        for name in NAMES:
+            assert mixed.single[n][name].equal(plain.single[n][name])
+    for name in NAMES:
+        assert mixed.fused.tokens[name].values.equal(plain.fused.tokens[name].values)
+        assert mixed.encoded[name].values.equal(plain.encoded[name].values)
+
+
+def test_mixing_with_a_nonlinear_head_mixes_in_front_of_it():
+    model, inputs = build(), batch()
+
+    class Curved(nn.Module):
+        def forward(self, fused):
+            return fused.pooled[:, :3].square()
+
+    model.heads._modules["@y"] = Curved()
+    plain, mixed = model(inputs), model(inputs, Mixing(PARTNER, SHARE))
+    own = plain.decoded["y"] - plain.fused.pooled[:, :3].square()
+    torch.testing.assert_close(mixed.decoded["y"], mixture(plain.fused.pooled)[:, :3].square() + mixture(own))
+
+
+def test_rows_that_keep_all_of_themselves_or_give_all_away():
+    model, inputs = build(), batch()
+    plain = model(inputs)
+    kept = model(inputs, Mixing(PARTNER, torch.ones(6)))
+    given = model(inputs, Mixing(PARTNER, torch.zeros(6)))
+    close(kept.decoded, plain.decoded)
+    close(given.decoded, {n: output[PARTNER] for n, output in plain.decoded.items()})
+
+
+def test_a_task_without_one_vector_per_row_is_answered_from_the_unmixed_row():
+    class Dense(Task):
+        """Answers for every token."""
+
+        def fit(self, values):
+            return self
+
+        def collate(self, values):
+            return Masked(torch.zeros(len(values), 1), torch.ones(len(values), 1, dtype=torch.bool))
+
+        def head(self, dim):
+            return PerTokenHead()
+
+        def loss(self, output, target):
+            return output.sum() * 0
+
+        def predict(self, output):
+            return [{} for _ in output]
+
+        def metrics(self, output, target):
+            return {}
+
+    class PerTokenHead(nn.Module):
+        def forward(self, fused):
+            x = fused.tokens.get("a", next(iter(fused.tokens.values())))
+            return x.values.sum(-1) + fused.pooled.sum(-1, keepdim=True)
+
+    spec = toys.spec(NAMES, TASKS)
+    model = Model(spec.model_copy(update={"outputs": {**spec.outputs, "dense": Dense()}})).eval()
+    plain, mixed = model(batch()), model(batch(), Mixing(PARTNER, SHARE))
+    assert mixed.decoded["dense"].equal(plain.decoded["dense"])
+    assert not mixed.decoded["y"].equal(plain.decoded["y"])
+
+
+def test_gradients_of_a_mixed_row_reach_both_rows():
+    model, inputs = build(), batch()
+    leaf = inputs["a"].values.clone().requires_grad_()
+    inputs["a"] = Masked(leaf, inputs["a"].mask)
+    partner, share = torch.tensor([2, 1, 2, 3, 4, 5]), torch.tensor([0.5, 1, 1, 1, 1, 1])
+    model(inputs, Mixing(partner, share)).decoded["y"][0].sum().backward()
+    moved = leaf.grad.flatten(1).abs().sum(1) > 0
+    assert moved.tolist() == [True, False, True, False, False, False]
+
+
+def test_what_cannot_be_mixed_is_refused():
+    with pytest.raises(ValueError, match=r"a fused vector, got vote"):
+        build("vote")(batch(), Mixing(PARTNER, SHARE))
+    with pytest.raises(ValueError, match=r"\(B,\), got \(6,\) and \(\)"):
+        Mixing(PARTNER, torch.tensor(0.5))
+
+
+def test_alignment_mixup_and_manifold_cost_nothing_when_off():
+    """Weights of a bundle that knew none of them still load, and every answer is what it was."""
+    plain = build()
+    full = Model(toys.spec(NAMES, TASKS, fusion="concat", training={"manifold": {"noise": 1}, "mixup": 0.2}))
+    full.load_state_dict(plain.state_dict())
+    close(decoded(full.eval(), batch()), decoded(plain, batch()), atol=0, rtol=0)
+    assert not any("alignment" in name or "manifold" in name for name in plain.state_dict())

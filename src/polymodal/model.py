@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from polymodal.nn.align import Alignment
 from polymodal.nn.blocks import Named, SummaryEncoder
 from polymodal.nn.linear import Linear
+from polymodal.nn.manifold import vary
 from polymodal.part import Modality, VectorTask
 from polymodal.spec import Spec
 from polymodal.types import Batch, Fused, Masked, Outputs
 
 ALL = "all inputs"
 """Label of the linear model that sees every input; the others are labelled by the one input that they see."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mixing:
+    """Which rows of a batch are mixed, and how much of each row is its own.
+
+    Attributes:
+        partner: (B,) long, the other row of each row.
+        share: (B,) float in 0..1, the row's own share; the partner has the rest.
+    """
+
+    partner: Tensor
+    share: Tensor
+
+    def __post_init__(self) -> None:
+        """Reject partners without shares."""
+        if self.partner.ndim != 1 or self.partner.shape != self.share.shape:
+            raise ValueError(
+                f"partner and share must both be of shape (B,), "
+                f"got {tuple(self.partner.shape)} and {tuple(self.share.shape)}."
+            )
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Mix the rows of (B, D)."""
+        share = self.share[:, None].to(x.dtype)
+        return share * x + (1 - share) * x[self.partner]
 
 
 class Model(nn.Module):
@@ -27,6 +56,7 @@ class Model(nn.Module):
         linear: task name -> label -> linear model on the inputs' summaries: the baselines that the fusion must beat.
         certainty: (tasks, inputs) calibration of each input's own head, for a late fusion; 1 until it is fitted.
         share: (tasks,) share of the linear model of all inputs in each task's answer, chosen on validation.
+        alignment: contrastive term between the inputs' embeddings, for training; None where the spec asks for none.
     """
 
     certainty: Tensor
@@ -49,17 +79,37 @@ class Model(nn.Module):
         )
         self.register_buffer("share", torch.zeros(len(tasks)))
         self.register_buffer("certainty", torch.ones(len(tasks), len(self.names)))
+        align = spec.training.alignment
+        self.alignment = (
+            None if align is None else Alignment(align.inputs or self.names, spec.dim, align.type, align.temperature)
+        )
 
-    def forward(self, inputs: Mapping[str, Masked]) -> Outputs:
+    def forward(self, inputs: Mapping[str, Masked], mixing: Mixing | None = None) -> Outputs:
         """Answer a batch by the fusion model alone. An input that is left out is absent in every row.
+
+        In training the encoded features are varied if the spec has `manifold`, and rows are mixed if asked. Only the
+        pooled vector is mixed, never a token: a task without one vector per row is answered from the unmixed row.
+        The inputs' own heads in a vector task's answer are linear, so mixing what they say mixes their features;
+        their outputs in `single` stay unmixed.
 
         Args:
             inputs: input name -> backbone's summary or tokens, or collated values where it has none. At least one.
+            mixing: which rows to mix, or None.
+
+        Raises:
+            ValueError: rows are to be mixed by a late fusion, which has no fused vector.
+
+        Source: Verma et al. 2019, "Manifold Mixup" (arXiv:1806.05236), section 2, always at the fused layer; the
+        paper draws the layer anew for each step.
         """
-        encoded = {name: self.encode(name, inputs[name]) for name in self.names if name in inputs}
+        if mixing is not None and self.spec.fusion.late:
+            raise ValueError(f"mixing must have a fused vector, got {self.spec.fusion.kind}. Take another fusion.")
+        encoded = {name: self._varied(self.encode(name, inputs[name])) for name in self.names if name in inputs}
         fused = self.fusion(encoded)
         single = {n: self._single(n, encoded) for n in self.single}
-        decoded = {n: self._decode(n, fused, single[n], encoded) for n in self.single}
+        decoded = {n: self._decode(n, fused, single[n], encoded, mixing) for n in self.single}
+        if mixing is not None:
+            fused = replace(fused, pooled=mixing(fused.pooled))
         return Outputs(encoded, fused, decoded, single)
 
     @torch.no_grad()
@@ -147,16 +197,29 @@ class Model(nn.Module):
         heads = self.single[task]
         return {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items()}
 
-    def _decode(self, n: str, fused: Fused, single: Mapping[str, Tensor], encoded: Mapping[str, Masked]) -> Tensor:
+    def _varied(self, x: Masked) -> Masked:
+        plan = self.spec.training.manifold
+        return vary(x, plan.noise, plan.extrapolate) if plan is not None and self.training else x
+
+    def _decode(
+        self,
+        n: str,
+        fused: Fused,
+        single: Mapping[str, Tensor],
+        encoded: Mapping[str, Masked],
+        mixing: Mixing | None,
+    ) -> Tensor:
         task = self.spec.outputs[n]
         if fused.weights is not None and self.spec.fusion.late:
             return self.vector_task(n).mix(self.votes(n, single), fused.weights[:, self._columns(single)])
-        output = self.heads[n](fused)
         if not isinstance(task, VectorTask):
-            return output
+            return self.heads[n](fused)
         present = torch.stack([x.present for x in encoded.values()], 1)
         share = present / present.sum(1, keepdim=True).clamp(min=1)
-        return output + (torch.stack(list(single.values()), 1) * share[..., None]).sum(1)
+        own = (torch.stack(list(single.values()), 1) * share[..., None]).sum(1)
+        if mixing is None:
+            return self.heads[n](fused) + own
+        return self.heads[n](replace(fused, pooled=mixing(fused.pooled))) + mixing(own)
 
 
 def summary_width(part: Modality) -> int:

@@ -4,6 +4,7 @@ from polymodal.fusions.attention import Attention as Attention
 from polymodal.fusions.bottleneck import Bottleneck as Bottleneck
 from polymodal.fusions.concat import Concat as Concat
 from polymodal.fusions.cross import Cross as Cross
+from polymodal.fusions.experts import Experts as Experts
 from polymodal.fusions.film import Film as Film
 from polymodal.fusions.gated import Gated as Gated
 from polymodal.fusions.hadamard import Hadamard as Hadamard
