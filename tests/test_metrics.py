@@ -9,6 +9,7 @@ from scipy import stats
 from sklearn import metrics as reference
 
 from polymodal import metrics
+from polymodal.report.words import lower_is_better
 
 
 def close(expected):
@@ -180,3 +181,48 @@ def test_bootstrap_without_a_score_is_nan():
     assert all(math.isnan(end) for end in metrics.bootstrap(lambda rows: 1.0, 0))
     half = metrics.bootstrap(lambda rows: math.nan if rows[0] else 1.0, 5, repeats=50)
     assert half == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("level", [0.05, 0.5, 0.9])
+def test_pinball_equals_the_reference(level):
+    rng = np.random.default_rng(0)
+    true, predicted = rng.normal(size=(2, 100))
+    expected = reference.mean_pinball_loss(true, predicted, alpha=level)
+    assert metrics.pinball(true, predicted, level) == pytest.approx(expected)
+    assert math.isnan(metrics.pinball(np.array([]), np.array([]), level))
+
+
+@pytest.mark.parametrize(
+    ("n", "level", "rank"), [(9, 0.9, 9), (8, 0.9, None), (99, 0.07, 7), (99, 0.9, 90), (20, 0.5, 11), (3, 1e-12, 1)]
+)
+def test_conformal_bound_is_a_rank(n, level, rank):
+    scores = np.random.default_rng(0).permutation(n) + 1.0
+    assert metrics.conformal_bound(scores, level) == (math.inf if rank is None else rank)
+    assert metrics.conformal_bound(np.array([]), level) == math.inf
+
+
+def test_a_further_score_stays_within_the_conformal_bound_as_often_as_asked():
+    """For different scores the chance is exactly ceil((n + 1) level) / (n + 1)."""
+    scores = np.random.default_rng(0).normal(size=(4000, 25))
+    within = [row[0] <= metrics.conformal_bound(row[1:], 0.8) for row in scores]
+    assert np.mean(within) == pytest.approx(20 / 25, abs=3 * math.sqrt(0.16 / 4000))
+
+
+def test_the_report_and_the_metrics_agree_on_what_is_better():
+    for name in metrics.LOWER_IS_BETTER:
+        assert lower_is_better(name)
+        assert not metrics.higher_is_better(f"price/{name}")
+    assert not any(metrics.higher_is_better(name) == lower_is_better(name) for name in ("r2", "coverage", "set_size"))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_mcc_is_scikit_learns(classes):
+    rng = np.random.default_rng(classes)
+    true, guess = rng.integers(0, classes, 200), rng.integers(0, classes, 200)
+    guess = np.where(rng.random(200) < 0.5, true, guess)
+    found = metrics.mcc(metrics.confusion(true, guess, classes))
+    assert found == pytest.approx(reference.matthews_corrcoef(true, guess))
+
+
+def test_mcc_of_one_answer_is_zero():
+    assert metrics.mcc(np.array([[7, 0], [3, 0]])) == 0.0

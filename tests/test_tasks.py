@@ -12,6 +12,7 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from torch.nn import functional
 
 from polymodal.errors import DataError, SpecError
+from polymodal.nn.optimise import minimise
 from polymodal.part import Task, VectorTask
 from polymodal.tasks import Classify, Multilabel, Regress
 from polymodal.types import Fused, Masked
@@ -24,11 +25,20 @@ def pair(i):
 CASES = {
     "classify": (Classify(), ["a", None, "b", "c"] * 8),
     "classify weighted": (Classify(class_weights={"a": 3}, label_smoothing=0.1), ["a", None, "b", "b"] * 8),
+    "classify sets": (Classify(coverage=0.8), ["a", None, "b", "c"] * 8),
     "multilabel": (Multilabel(pos_weight="balanced"), [["x"], None, ["x", "y"], []] * 8),
+    "multilabel sets": (Multilabel(coverage=0.8, tune_thresholds=True), [["x"], None, ["x", "y"], []] * 8),
     "regress": (Regress(), [1.0, None, "2.5", 4] * 8),
     "regress squared": (Regress(objective="squared"), [1.0, None, 2.5, 4] * 8),
+    "regress beta": (Regress(objective="beta_nll"), [1.0, None, 2.5, 4] * 8),
+    "regress quantiles": (Regress(objective="quantiles"), [1.0, None, 2.5, 4] * 8),
     "regress several": (Regress(targets=("a", "b")), [None if i % 7 == 0 else pair(i) for i in range(32)]),
     "regress several squared": (Regress(targets=("a", "b"), objective="squared"), [None, *map(pair, range(31))]),
+    "regress several beta": (Regress(targets=("a", "b"), objective="beta_nll"), [None, *map(pair, range(31))]),
+    "regress several quantiles": (
+        Regress(targets=("a", "b"), objective="quantiles", quantiles=(0.2, 0.7)),
+        [None, *map(pair, range(31))],
+    ),
 }
 
 
@@ -126,7 +136,8 @@ def test_loss_is_a_mean_over_rows(fitted):
 def test_loss_has_the_right_gradient_in_float64_and_takes_bfloat16(fitted):
     task, _, target, output = fitted
     leaf = output.double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda x: task.loss(x, target), (leaf,))
+    plain = task.model_copy(update={"beta": 0.0}) if isinstance(task, Regress) else task  # else not the value's own
+    assert torch.autograd.gradcheck(lambda x: plain.loss(x, target), (leaf,))
     half = task.loss(output.bfloat16(), target)
     assert half.dtype == torch.float32
     assert half.item() == pytest.approx(task.loss(output, target).item(), rel=0.05)
@@ -270,6 +281,7 @@ def test_classify_metrics_equal_the_reference():
         "balanced_accuracy": reference.balanced_accuracy_score(true, p.argmax(1)),
         "macro_f1": reference.f1_score(true, p.argmax(1), average="macro"),
         "micro_f1": reference.f1_score(true, p.argmax(1), average="micro"),
+        "mcc": reference.matthews_corrcoef(true, p.argmax(1)),
         "auroc": reference.roc_auc_score(true, p, multi_class="ovr"),
         "average_precision": reference.average_precision_score(np.eye(3)[true], p),
         "nll": reference.log_loss(true, p),
@@ -614,18 +626,18 @@ def test_gaussian_mix_has_the_mixtures_mean_and_covariance():
     torch.testing.assert_close(got.variance, mixture.variance, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("objective", ["gaussian", "squared"])
+@pytest.mark.parametrize("objective", ["gaussian", "beta_nll", "squared"])
 def test_regress_calibrate_makes_the_interval_cover(objective):
     rng = np.random.default_rng(0)
     values = rng.normal(7, 3, 8000)
     task = Regress(objective=objective, interval=0.8).fit(values.tolist())
     output = torch.zeros(8000, task.size)
-    if objective == "gaussian":
+    if objective != "squared":
         output[:, 1] = math.log(math.expm1(0.5 - 1e-3))  # says half of the true standard deviation
     target = task.collate(values.tolist())
     ready = task.calibrate(output, target)
-    fitted = ready.spread if objective == "gaussian" else ready.residual[0]
-    assert fitted == pytest.approx(2 if objective == "gaussian" else 1, rel=0.05)
+    fitted = ready.spread if objective != "squared" else ready.residual[0]
+    assert fitted == pytest.approx(2 if objective != "squared" else 1, rel=0.05)
     assert ready.metrics(output, target)["coverage"] == pytest.approx(0.8, abs=0.01)
     assert ready.calibrate(output, target) == ready
     assert ready.predict(output[:1])[0]["std"] == pytest.approx(3, rel=0.05)
@@ -666,3 +678,205 @@ def test_settling_builds_a_calibration_in():
     for ours, theirs in zip(wide, spread.predict(raw), strict=True):
         assert ours["std"] == pytest.approx(theirs["std"], rel=1e-4)
         assert ours["value"] == pytest.approx(theirs["value"], rel=1e-4)
+
+
+# regress: beta_nll ---------------------------------------------------------------------------------------------------
+
+
+def betas(beta, k=2, n=40):
+    """A fitted task of k targets, its target with gaps, and random outputs, float64."""
+    plain, values, _, _ = several(k, n)
+    task = Regress(targets=plain.targets, objective="beta_nll", beta=beta).fit(values)
+    full = task.collate(values)
+    mask = torch.rand(full.mask.shape, generator=torch.Generator().manual_seed(3)) < 0.7
+    output = torch.randn(n, task.size, generator=torch.Generator().manual_seed(4), dtype=torch.double)
+    return task, Masked(full.values, mask), output
+
+
+def slope(task, target, output):
+    """The loss's gradient."""
+    leaf = output.clone().requires_grad_()
+    return torch.autograd.grad(task.loss(leaf, target), leaf)[0]
+
+
+def published(output, target, beta, k):
+    """Seitzer et al. 2022, with the variance in the weight held constant; summed over targets, mean over rows."""
+    leaf = output.clone().requires_grad_()
+    mean, std = leaf[:, :k], functional.softplus(leaf[:, k:]) + 1e-3
+    error = target.values.double() - mean
+    each = (std.square().log() / 2 + error.square() / (2 * std.square())) * std.detach() ** (2 * beta)
+    loss = (each * target.mask).sum() / target.mask.any(1).sum()
+    return torch.autograd.grad(loss, leaf)[0]
+
+
+@pytest.mark.parametrize("beta", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("k", [1, 3])
+def test_beta_nll_has_the_published_gradient_and_the_plain_likelihoods_value(beta, k):
+    task, target, output = betas(beta, k)
+    torch.testing.assert_close(slope(task, target, output), published(output, target, beta, k))
+    density = Normal(output[:, :k], functional.softplus(output[:, k:]) + 1e-3)
+    expected = -(density.log_prob(target.values.double()) * target.mask).sum() / target.mask.any(1).sum()
+    torch.testing.assert_close(task.loss(output, target), expected)
+
+
+def test_beta_nll_of_zero_is_the_gaussian_objective_of_one_target():
+    task, target, output = betas(0.0, 1)
+    gaussian = task.model_copy(update={"objective": "gaussian"})
+    assert task.size == gaussian.size == 2
+    torch.testing.assert_close(task.loss(output, target), gaussian.loss(output, target))
+    torch.testing.assert_close(slope(task, target, output), slope(gaussian, target, output))
+    assert task.predict(output) == gaussian.predict(output)
+    assert task.metrics(output, target) == pytest.approx(gaussian.metrics(output, target))
+
+
+def test_beta_nll_of_one_teaches_the_means_like_squared_errors():
+    task, target, output = betas(1.0, 2)
+    squared = task.model_copy(update={"objective": "squared"})
+    means = slope(task, target, output)[:, :2]
+    torch.testing.assert_close(means, slope(squared, target, output[:, :2]))  # (error^2 / 2) * 2 / K, K = 2
+    assert not torch.allclose(means, slope(task.model_copy(update={"beta": 0.5}), target, output)[:, :2], rtol=0.05)
+
+
+def test_beta_nll_is_the_gaussian_objective_without_covariances():
+    task, target, output = betas(0.0, 3)
+    gaussian = task.model_copy(update={"objective": "gaussian"})
+    zero = torch.zeros(len(output), dtype=torch.double)
+    m, d = output[:, :3].unbind(1), output[:, 3:].unbind(1)
+    wide = torch.stack([*m, d[0], zero, d[1], zero, zero, d[2]], 1)
+    torch.testing.assert_close(task.loss(output, target), gaussian.loss(wide, target))
+    assert same(task.predict(output), gaussian.predict(wide))
+    assert task.metrics(output, target) == pytest.approx(gaussian.metrics(wide, target))
+    assert "correlation" not in task.details(output, target)
+    other = output.flip(0)
+    mixed, weights = task.mix([output, other], torch.tensor([0.3, 0.7])), torch.tensor([[0.3, 0.7]]).expand(40, 2)
+    parts = [Normal(x[:, :3], functional.softplus(x[:, 3:]) + 1e-3) for x in (output, other)]
+    mixture = MixtureSameFamily(
+        Categorical(weights),
+        Independent(Normal(torch.stack([p.mean for p in parts], 1), torch.stack([p.stddev for p in parts], 1)), 1),
+    )
+    std = functional.softplus(mixed[:, 3:]) + 1e-3
+    torch.testing.assert_close(std.square(), mixture.variance, rtol=1e-6, atol=1e-6)
+    wider = task.predict(task.settle(output, torch.tensor(2.0)))[0]["std"]["b"]
+    assert wider == pytest.approx(2 * task.predict(output)[0]["std"]["b"], rel=1e-6)
+
+
+# regress: quantiles --------------------------------------------------------------------------------------------------
+
+
+def standard(task, quantiles):
+    """Raw outputs of quantiles (N, Q) of one target, in its own unit."""
+    return torch.tensor((np.asarray(quantiles) - task.mean[0]) / task.scale[0])
+
+
+def test_pinball_loss_is_least_at_the_empirical_quantiles():
+    values = np.random.default_rng(0).gamma(2.0, 3.0, 400)
+    task = Regress(objective="quantiles", quantiles=(0.1, 0.5, 0.8)).fit(values.tolist())
+    target = task.collate(values.tolist())
+    truth = np.quantile(values, [0.1, 0.5, 0.8])
+
+    def loss(quantiles):
+        return task.loss(standard(task, np.tile(quantiles, (400, 1))), target).item()
+
+    for k in range(3):
+        for shift in (-0.3, 0.3):
+            assert loss(truth) < loss(truth + shift * np.eye(3)[k])
+    expected = np.mean(
+        [
+            reference.mean_pinball_loss(values, np.full(400, q), alpha=p)
+            for q, p in zip(truth, task.quantiles, strict=True)
+        ]
+    )
+    assert loss(truth) * task.scale[0] == pytest.approx(expected, rel=1e-5)
+    raw = standard(task, np.tile(truth, (400, 1)))
+    assert task.metrics(raw, target)["pinball"] == pytest.approx(expected, rel=1e-6)
+    details = task.details(raw, target)["quantiles"]
+    assert [row["level"] for row in details] == [0.1, 0.5, 0.8]
+    assert [row["below"] for row in details] == pytest.approx([0.1, 0.5, 0.8], abs=0.003)
+
+
+def test_quantiles_never_cross_and_sorting_never_raises_the_loss():
+    task, values = Regress(objective="quantiles").fit([0.0, 1.0]), [0.3] * 200
+    output = torch.randn(200, 5, generator=torch.Generator().manual_seed(0))
+    target = task.collate(values)
+    for row, raw in zip(task.predict(output), output, strict=True):
+        assert list(row["quantiles"]) == ["0.05", "0.25", "0.5", "0.75", "0.95"]
+        assert list(row["quantiles"].values()) == sorted(row["quantiles"].values())
+        assert row["value"] == pytest.approx(raw.median().item() * task.scale[0] + task.mean[0], rel=1e-5)
+        assert (row["low"], row["high"]) == (row["quantiles"]["0.05"], row["quantiles"]["0.95"])
+    for i in range(200):
+        mine, one = output[i : i + 1], target[slice(i, i + 1)]
+        assert task.loss(mine.sort(1).values, one) <= task.loss(mine, one) + 1e-7
+
+
+def test_which_quantiles_make_the_value_and_the_interval():
+    table = [0.0, 10.0, 20.0, 30.0, 40.0]
+
+    def answer(**settings):
+        task = Regress(objective="quantiles", **settings).fit([0.0, 1.0])
+        return task.predict(standard(task, [table[: len(task.quantiles)]]))[0]
+
+    assert [answer(interval=0.5)[key] for key in ("low", "value", "high")] == [10, 20, 30]
+    assert [answer(interval=0.05)[key] for key in ("low", "value", "high")] == [20, 20, 20]
+    assert [answer(quantiles=(0.1, 0.4, 0.9))[key] for key in ("low", "value", "high")] == [0, 10, 20]
+    assert [answer(quantiles=(0.6,))[key] for key in ("low", "value", "high")] == [0, 0, 0]
+    assert answer(quantiles=(0.4, 0.6))["value"] == 0
+
+
+def test_quantiles_of_several_targets_are_told_apart():
+    task = Regress(targets=("a", "b"), objective="quantiles", quantiles=(0.2, 0.8))
+    task = task.fit([{"a": -1, "b": 9}, {"a": 1, "b": 11}])
+    row = task.predict(torch.tensor([[-2.0, 2.0, -3.0, 3.0]]))[0]
+    assert row["quantiles"] == {"0.2": {"a": -2, "b": 7}, "0.8": {"a": 2, "b": 13}}
+    assert (row["low"], row["high"]) == ({"a": -2, "b": 7}, {"a": 2, "b": 13})
+    target = task.collate([{"a": 0.0, "b": 20.0}, {"a": -9.0, "b": None}])
+    scores = task.metrics(torch.tensor([[-2.0, 2.0, -3.0, 3.0]] * 2), target)
+    assert scores["coverage"] == pytest.approx(1 / 3)
+    assert scores["b/pinball"] == pytest.approx((0.2 * 13 + 0.8 * 7) / 2)
+    assert scores["a/width"] == 4
+    assert "nll" not in scores
+
+
+def test_quantiles_are_averaged_level_by_level():
+    """The average of two normals' quantiles is the normal whose mean and deviation are the averages."""
+    task = Regress(objective="quantiles").fit([-1.0, 1.0])
+    z = torch.distributions.Normal(0.0, 1.0).icdf(torch.tensor(task.quantiles)).double()
+    first, second = (1.0 + 2.0 * z)[None], (-3.0 + 0.5 * z)[None]
+    mixed = task.mix([first, second.flip(1)], torch.tensor([0.25, 0.75]))  # the order of raw numbers is no matter
+    torch.testing.assert_close(mixed, (-2.0 + 0.875 * z)[None])
+    assert task.certainty == 1
+    assert torch.equal(task.settle(mixed, torch.tensor(3.0)), mixed)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"beta": 0.3}, "beta has no effect with objective=gaussian"),
+        ({"objective": "squared", "quantiles": [0.5]}, "quantiles has no effect"),
+        ({"objective": "beta_nll", "beta": 1.5}, "less than or equal"),
+        ({"objective": "quantiles", "quantiles": [0.5, 0.5]}, "quantiles must rise"),
+        ({"objective": "quantiles", "quantiles": [0.9, 0.1]}, "quantiles must rise"),
+        ({"objective": "quantiles", "quantiles": [0.0, 0.5]}, "greater than"),
+        ({"objective": "quantiles", "quantiles": []}, "at least 1"),
+    ],
+)
+def test_regress_refuses_settings_without_effect_or_sense(wrong, message):
+    with pytest.raises(ValidationError, match=message):
+        Regress(**wrong)
+
+
+@pytest.mark.parametrize("settings", [{"objective": "beta_nll"}, {"objective": "quantiles"}])
+def test_linear_training_recovers_a_spread_that_varies(settings):
+    """y = 2 x + (0.5 + x) e, x in 0..1: the deviation at both ends is known."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, 3000)
+    y = 2 * x + (0.5 + x) * rng.normal(size=3000)
+    task = Regress(**settings).fit(y.tolist())
+    target, features = task.collate(y.tolist()), torch.from_numpy(np.stack([x, np.ones_like(x)], 1)).float()
+
+    def loss(weights):
+        return task.loss(features @ weights.view(2, -1), target)
+
+    weights = minimise(loss, torch.zeros(2 * task.size), 200).view(2, -1)
+    low, high = task.predict(torch.tensor([[0.0, 1.0], [1.0, 1.0]]) @ weights)
+    assert (low["value"], high["value"]) == pytest.approx((0, 2), abs=0.15)
+    assert (low["high"] - low["low"], high["high"] - high["low"]) == pytest.approx((3.29 * 0.5, 3.29 * 1.5), rel=0.15)

@@ -1,5 +1,7 @@
 """What validation rows decide: the linear model's share, the votes' weights, the certainty."""
 
+import math
+
 import pytest
 import torch
 
@@ -123,7 +125,14 @@ def test_a_voter_that_no_validation_row_has_could_prove_nothing():
 
 
 @pytest.mark.parametrize(
-    "task", [{"type": "regress", "mean": [0], "scale": [1]}, {"type": "multilabel", "labels": ["u"]}]
+    "task",
+    [
+        {"type": "regress", "mean": [0], "scale": [1]},
+        {"type": "regress", "mean": [0], "scale": [1], "objective": "beta_nll"},
+        {"type": "regress", "mean": [0], "scale": [1], "objective": "quantiles"},
+        {"type": "regress", "mean": [0], "scale": [1], "objective": "squared"},
+        {"type": "multilabel", "labels": ["u"], "coverage": 0.9},
+    ],
 )
 def test_votes_of_every_kind_of_task_are_finite_with_gaps(task):
     model, rows = model_of("vote", {"y": task}), toys.xor(60, absent=0.4)
@@ -165,3 +174,42 @@ def test_certainty_is_calibrated_on_the_blended_answer():
     sure = after.probabilities(seen.outputs["y"])[torch.arange(200), truth].log().mean()
     unsure = before.probabilities(seen.outputs["y"])[torch.arange(200), truth].log().mean()
     assert sure > unsure
+
+
+@pytest.mark.parametrize("fusion", ["concat", "vote"])
+def test_sets_are_chosen_on_the_blended_answer(fusion):
+    outputs = {"y": {**toys.BINARY, "coverage": 0.8}}
+    model, rows = model_of(fusion, outputs), linear_data()
+    label = rows.targets["y"]
+    noisy = Masked(label.values ^ (torch.rand(200, 1) < 0.3).long(), label.mask)
+    rows = toys.prepared({n: r.whole for n, r in rows.inputs.items()}, {"y": noisy})
+    teach_linear(model)
+    tune(model, rows, CPU)
+    assert model.share.item() > 0
+    seen, task = answers(model, rows, CPU), model.spec.outputs["y"]
+    p = task.probabilities(seen.outputs["y"]).gather(1, noisy.values).flatten()
+    assert task.set_threshold == p.sort(descending=True).values[math.ceil(0.8 * 201) - 1]
+    assert task.metrics(seen.outputs["y"], noisy)["coverage"] >= 0.8
+    assert (model.certainty != 1).all() == (fusion == "vote"), "only a vote needs the certainty of each own head"
+
+
+@pytest.mark.parametrize(
+    ("task", "fitted"),
+    [
+        ({"type": "regress", "mean": [0], "scale": [1]}, "spread"),
+        ({"type": "regress", "mean": [0], "scale": [1], "objective": "beta_nll"}, "spread"),
+        ({"type": "regress", "mean": [0], "scale": [1], "objective": "squared"}, "residual"),
+        ({"type": "regress", "mean": [0], "scale": [1], "objective": "quantiles"}, "margin"),
+        ({"type": "multilabel", "labels": ["u"]}, "temperature"),
+        ({"type": "multilabel", "labels": ["u"], "coverage": 0.9}, "set_threshold"),
+        (toys.BINARY, "temperature"),
+    ],
+)
+def test_every_task_is_calibrated(task, fitted):
+    model, rows = model_of("concat", {"y": task, "other": task}), linear_data()
+    label = rows.targets["y"]
+    target = label if task == toys.BINARY else Masked(label.values.float(), label.mask)
+    rows = toys.prepared({n: r.whole for n, r in rows.inputs.items()}, {"y": target, "other": target})
+    before = getattr(model.spec.outputs["y"], fitted)
+    tune(model, rows, CPU)
+    assert all(getattr(part, fitted) != before for part in model.spec.outputs.values())

@@ -17,6 +17,7 @@ from polymodal.report.words import (
     is_share,
     lower_is_better,
     metric_name,
+    promises,
     score,
 )
 
@@ -37,6 +38,25 @@ FLOOR = -1.0
 
 MATRICES = frozenset({"confusion", "correlation"})
 
+CALIBRATIONS = {
+    "reliability": (
+        "confidence", "accuracy", "Reliability",
+        "how often answers were right, by how sure the model was; larger dots are more rows",
+        "Below the diagonal: too sure; above: not sure enough.",
+    ),
+    "levels": (
+        "level", "coverage", "Interval coverage",
+        "the share of true values inside central intervals, by what the interval promises",
+        "Below the diagonal: too sure; above: not sure enough.",
+    ),
+    "quantiles": (
+        "level", "below", "Quantiles",
+        "the share of true values below each quantile, by its level",
+        "Below the diagonal: the quantile is too low; above: too high.",
+    ),
+}  # fmt: skip
+"""Details that are drawn against the diagonal: both axes, name, what it is, how to read it."""
+
 
 def task_section(report: Mapping[str, Any], name: str) -> Markup:
     """Everything about one task."""
@@ -45,7 +65,8 @@ def task_section(report: Mapping[str, Any], name: str) -> Markup:
     kind, rows = task.get("kind", "task"), number(seen.get("rows"))
     heading = tag("h2", name, " ", tag("small", f"{kind}, {rows} {side} rows"))
     details = part(task, "details")
-    parts = [variants(task), *_confusion(details), _calibration(details), _correlation(details)]
+    said = [tag("p", line) for line in promises(report, name)]
+    parts = [variants(task), *said, *_confusion(details), _calibration(details), _correlation(details)]
     return tag("section", heading, parts, _tables(details), all_scores(report, name))
 
 
@@ -190,21 +211,18 @@ def short(name: str) -> str:
 
 
 def _calibration(details: Mapping[str, Any]) -> Markup | None:
-    """Reliability of probabilities, or coverage of intervals, as a plot with its table."""
-    rows, across, up, name = details.get("reliability"), "confidence", "accuracy", "Reliability"
-    note = "how often answers were right, by how sure the model was; larger dots are more rows"
-    if not rows:
-        rows, across, up, name = details.get("levels"), "level", "coverage", "Interval coverage"
-        note = "the share of true values inside central intervals, by what the interval promises"
-    rows = [row for row in rows or () if is_number(row.get(across)) and is_number(row.get(up))]
-    if not rows:
-        return None
-    points = [(row[across], row[up], row.get("count", 1)) for row in rows]
-    title = f"{name}: {note}. On the diagonal, the model is as sure as it should be."
-    shown = [{key: _whole(value) for key, value in row.items()} for row in rows]
-    caption = tag("figcaption", tag("b", name), ": ", note, ". Below the diagonal: too sure; above: not sure enough.")
-    drawn = calibration(points, {"level": "promised share"}.get(across, across), up, title)
-    return tag("figure", caption, drawn, fold("As a table", records(shown, label=name, named=metric_name)))
+    """Reliability of probabilities, or coverage of intervals or quantiles, as a plot with its table."""
+    for key, (across, up, name, note, below) in CALIBRATIONS.items():
+        rows = [row for row in details.get(key) or () if is_number(row.get(across)) and is_number(row.get(up))]
+        if not rows:
+            continue
+        points = [(row[across], row[up], row.get("count", 1)) for row in rows]
+        title = f"{name}: {note}. On the diagonal, the model is as sure as it should be."
+        shown = [{key: _whole(value) for key, value in row.items()} for row in rows]
+        caption = tag("figcaption", tag("b", name), ": ", note, f". {below}")
+        drawn = calibration(points, {"level": "promised share"}.get(across, across), up, title)
+        return tag("figure", caption, drawn, fold("As a table", records(shown, label=name, named=metric_name)))
+    return None
 
 
 def _whole(value: Any) -> Any:
@@ -228,7 +246,7 @@ def _tables(details: Mapping[str, Any]) -> list[Markup]:
     """Every other list of records, scores per class among them."""
     found = []
     for name, rows in details.items():
-        if name in {*MATRICES, "reliability", "levels"} or not isinstance(rows, list) or not rows:
+        if name in {*MATRICES, *CALIBRATIONS} or not isinstance(rows, list) or not rows:
             continue
         if all(isinstance(row, Mapping) for row in rows):
             title = {"per_class": "Scores per class", "per_label": "Scores per label"}.get(name, name.replace("_", " "))

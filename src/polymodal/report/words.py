@@ -7,7 +7,10 @@ from typing import Any
 
 from polymodal.report.markup import Markup, is_number, join, number, part, significant, tag
 
-LOWER = frozenset({"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", "log_loss", "loss", "error", "width"})
+LOWER = frozenset(
+    {"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", "log_loss", "loss", "error"}
+    | {"width", "set_size", "pinball", "crps", "beta_nll"}
+)
 """Scores of which less is better; the last part of "target/mae" counts."""
 
 SHARES = frozenset(
@@ -16,6 +19,7 @@ SHARES = frozenset(
         "balanced_accuracy",
         "macro_f1",
         "micro_f1",
+        "mcc",
         "f1",
         "precision",
         "recall",
@@ -33,7 +37,8 @@ SHARES = frozenset(
 
 NAMES = {
     "auroc": "AUROC", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "nll": "NLL", "ece": "ECE", "brier": "Brier score",
-    "macro_f1": "macro F1", "micro_f1": "micro F1", "f1": "F1", "hamming_loss": "Hamming loss",
+    "macro_f1": "macro F1", "micro_f1": "micro F1", "f1": "F1", "hamming_loss": "Hamming loss", "mcc": "MCC",
+    "pinball": "pinball loss",
 }  # fmt: skip
 
 OWN = "fusion model"
@@ -138,6 +143,28 @@ def caveat(report: Mapping[str, Any], sides: Sequence[str]) -> str | None:
     if fit.get("refitted"):
         return f"{said}; the final model then learned from these rows too, and was not scored again."
     return f"{said}. Rows kept for a test would tell."
+
+
+def promises(report: Mapping[str, Any], name: str) -> list[str]:
+    """How often sets or intervals hold the truth, what was asked, how large they are: a sentence per held-out side."""
+    return [said for side in ("test", "valid") if (said := _promise(part(report, side, "tasks", name), side, report))]
+
+
+def _promise(task: Mapping[str, Any], side: str, report: Mapping[str, Any]) -> str | None:
+    scores, asked = part(task, "scores"), part(task, "details").get("asked")
+    held, size, width = (scores.get(metric) for metric in ("coverage", "set_size", "width"))
+    if not (is_number(held) and is_number(asked)):
+        return None
+    many = task.get("kind") == "multilabel"
+    what, truth, of = "Intervals", "the truth", "values"
+    if is_number(size):
+        what, truth, of = "Sets", "all true labels" if many else "the truth", "rows"
+    said = f"{what} hold {truth} in {100 * held:.0f} % of the {side} {of} (asked {number(100 * float(asked))} %)"
+    if is_number(size):
+        said += f", {number(float(size), 1)} {'labels' if many else 'classes'} on average"
+    elif is_number(width):
+        said += f", {significant(width)} wide on average"
+    return f"{said}. These rows also set them." if side == "valid" and part(report, "fit") else f"{said}."
 
 
 def _without(task: Mapping[str, Any], metric: str, digits: int) -> str | None:

@@ -60,7 +60,13 @@ class Classify(VectorTask):
         class_weights: how much a row counts in the loss. "balanced": each class as much as any other; a mapping: by
             class, 1 where it is not named. Only ratios count. Probabilities then follow the reweighted classes.
         label_smoothing: share of the target spread evenly over all classes in the loss.
+        coverage: asked share of rows whose true class is in the predicted ``set``; None for no sets. It holds for the
+            model that was calibrated, on rows like those it was calibrated on. A refit on all rows makes it
+            approximate; without one (training.refit 0) it holds up to what else those rows chose: the epoch, the linear
+            model's share, the temperature.
         temperature: divides the logits in probabilities, not in the loss. Set by `calibrate`.
+        set_threshold: a class is in the set from this probability on. Set by `calibrate`; 0 (all classes) before, and
+            where there were too few rows for the asked coverage.
         weights: factor of each class in the loss, 1 on average over the training rows. Set by `fit`.
     """
 
@@ -74,7 +80,9 @@ class Classify(VectorTask):
         ]
     ) = "none"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
+    coverage: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    set_threshold: float = Field(default=0.0, ge=0, le=1)
     weights: tuple[float, ...] = ()
 
     @field_validator("classes")
@@ -162,14 +170,20 @@ class Classify(VectorTask):
         """Index of the most probable class. (B,)."""
         return self.probabilities(output).argmax(-1)
 
+    def sets(self, output: Tensor) -> Tensor:
+        """Which classes are in each sample's set: those probable enough, and always the most probable. (B, K) bool."""
+        p = self.probabilities(output)
+        return (p >= self.set_threshold) | (p == p.amax(-1, keepdim=True))
+
     def predict(self, output: Tensor) -> list[dict[str, Any]]:
-        """Per sample: class, its probability, and probabilities by the class's text."""
-        names = [label_text(label) for label in self.classes]
+        """Per sample: class, its probability, probabilities by the class's text, and the set, most probable first."""
+        names, sets = [label_text(label) for label in self.classes], self.sets(output).tolist()
         rows = []
-        for p in self.probabilities(output).tolist():
-            best = max(range(len(p)), key=p.__getitem__)
+        for p, inside in zip(self.probabilities(output).tolist(), sets, strict=True):
+            order = sorted(range(len(p)), key=p.__getitem__, reverse=True)
             by_name = dict(zip(names, p, strict=True))
-            rows.append({"class": self.classes[best], "probability": p[best], "probabilities": by_name})
+            row = {"class": self.classes[order[0]], "probability": p[order[0]], "probabilities": by_name}
+            rows.append(row if self.coverage is None else row | {"set": [self.classes[k] for k in order if inside[k]]})
         return rows
 
     def _labelled(self, output: Tensor, target: Masked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -179,20 +193,27 @@ class Classify(VectorTask):
         return target.values[rows].squeeze(1).cpu().numpy(), p, p.argmax(1)
 
     def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
-        """Accuracy first. AUROC and average precision are one-versus-rest means over the classes that occur."""
+        """Accuracy first. AUROC and average precision are one-versus-rest means over the classes that occur.
+
+        With sets: how many hold the true class, and how many classes they hold.
+        """
         true, p, guess = self._labelled(output, target)
         truth, guessed = metrics.one_hot(true, self.size), metrics.one_hot(guess, self.size)
+        sets = self.sets(output[target.present]).numpy()
+        held = {"coverage": metrics.mean(sets[truth]), "set_size": metrics.mean(sets.sum(1))}
         return metrics.defined(
             {
                 "accuracy": metrics.accuracy(true, guess),
                 "balanced_accuracy": metrics.balanced_accuracy(true, guess, self.size),
                 "macro_f1": metrics.macro_f1(truth, guessed),
                 "micro_f1": metrics.micro_f1(truth, guessed),
+                "mcc": metrics.mcc(metrics.confusion(true, guess, self.size)),
                 "auroc": metrics.macro(metrics.auroc, truth, p),
                 "average_precision": metrics.macro(metrics.average_precision, truth, p),
                 "nll": metrics.log_loss(true, p),
                 "brier": metrics.brier(truth, p),
                 "ece": metrics.ece(true == guess, p.max(1)),
+                **({} if self.coverage is None else held),
             }
         )
 
@@ -202,9 +223,9 @@ class Classify(VectorTask):
         return {label_text(label): count for label, count in zip(self.classes, counts, strict=True)}
 
     def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
-        """JSON-able tables: confusion (rows true, columns predicted), scores per class, reliability bins."""
+        """JSON-able tables: confusion (rows true, columns predicted), scores per class, reliability, asked coverage."""
         true, p, guess = self._labelled(output, target)
-        truth = metrics.one_hot(true, self.size)
+        truth, sets = metrics.one_hot(true, self.size), self.sets(output[target.present]).numpy()
         scores = metrics.per_class(truth, metrics.one_hot(guess, self.size))
         per_class = []
         for k, label in enumerate(self.classes):
@@ -213,12 +234,15 @@ class Classify(VectorTask):
                 "auroc": metrics.auroc(truth[:, k], p[:, k]),
                 "average_precision": metrics.average_precision(truth[:, k], p[:, k]),
             }
+            if self.coverage is not None:
+                ranking["coverage"] = metrics.mean(sets[truth[:, k], k])
             per_class.append(row | metrics.defined(ranking))
         return {
             "classes": list(self.classes),
             "confusion": metrics.confusion(true, guess, self.size).tolist(),
             "per_class": per_class,
             "reliability": metrics.reliability(true == guess, p.max(1)),
+            **({} if self.coverage is None else {"asked": self.coverage}),
         }
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -240,12 +264,20 @@ class Classify(VectorTask):
         return output / factor
 
     def calibrate(self, output: Tensor, target: Masked) -> Self:
-        """A copy with the temperature that fits held-out rows; the same task where none is labelled."""
+        """A copy with the temperature, and the threshold of sets, that fit held-out rows; the same without labels.
+
+        Source: Sadinle et al. 2019 (sets by one threshold on the probability, the smallest on average for a coverage),
+        with the threshold of split conformal prediction. Ours never leaves out the most probable class.
+        """
         rows = target.present
         if not rows.any():
             return self
         logits, true = output[rows].detach().cpu().double().numpy(), target.values[rows].squeeze(1).cpu().numpy()
-        return self.model_copy(update={"temperature": metrics.fit_temperature(logits, true)})
+        task = self.model_copy(update={"temperature": metrics.fit_temperature(logits, true)})
+        if self.coverage is None:
+            return task
+        p = task.probabilities(output[rows]).numpy()[np.arange(len(true)), true]
+        return task.model_copy(update={"set_threshold": max(0.0, -metrics.conformal_bound(-p, self.coverage))})
 
 
 def _classes(labels: Sequence[Any]) -> tuple[Label, ...]:

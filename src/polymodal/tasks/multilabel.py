@@ -32,8 +32,14 @@ class Multilabel(VectorTask):
             Probabilities then follow the reweighted rows.
         threshold: a label is predicted from this probability on.
         tune_thresholds: let `calibrate` choose a threshold per label that maximises its F1 on held-out rows.
+        coverage: asked share of rows whose true labels are all in the predicted ``set``; None for no sets. It holds for
+            the model that was calibrated, on rows like those it was calibrated on. A refit on all rows makes it
+            approximate; without one (training.refit 0) it holds up to what else those rows chose: the epoch, the linear
+            model's share, the temperature.
         temperature: divides the logits in probabilities, not in the loss. Set by `calibrate`.
         thresholds: one per label, used instead of ``threshold`` where set by `calibrate`.
+        set_threshold: a label is in the set from this probability on. Set by `calibrate`; 0 (all labels) before, and
+            where there were too few rows for the asked coverage.
         positive: factor of each label's positive rows in the loss. Set by `fit`.
     """
 
@@ -43,8 +49,10 @@ class Multilabel(VectorTask):
     pos_weight: Literal["none", "balanced"] = "none"
     threshold: float = Field(default=0.5, gt=0, lt=1)
     tune_thresholds: bool = False
+    coverage: float | None = Field(default=None, gt=0, lt=1)
     temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     thresholds: tuple[float, ...] = ()
+    set_threshold: float = Field(default=0.0, ge=0, le=1)
     positive: tuple[float, ...] = ()
 
     @field_validator("labels")
@@ -134,11 +142,13 @@ class Multilabel(VectorTask):
         return p >= p.new_tensor(self.thresholds or [self.threshold] * self.size)
 
     def predict(self, output: Tensor) -> list[dict[str, Any]]:
-        """Per sample: the labels that reach their threshold, and the probability of every label."""
+        """Per sample: the labels that reach their threshold, the probability of every label, and the set."""
         rows = []
         for p, chosen in zip(self.probabilities(output).tolist(), self.answers(output).tolist(), strict=True):
             labels = [label for label, yes in zip(self.labels, chosen, strict=True) if yes]
-            rows.append({"labels": labels, "probabilities": dict(zip(self.labels, p, strict=True))})
+            row = {"labels": labels, "probabilities": dict(zip(self.labels, p, strict=True))}
+            inside = [label for label, x in zip(self.labels, p, strict=True) if x >= self.set_threshold]
+            rows.append(row if self.coverage is None else row | {"set": inside})
         return rows
 
     def _labelled(self, output: Tensor, target: Masked) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -151,9 +161,11 @@ class Multilabel(VectorTask):
         """Macro F1 first: the mean over labels that are true or predicted anywhere.
 
         AUROC and average precision are means over the labels where they are defined; nll, brier and ece take each label
-        of each row as one yes-or-no question.
+        of each row as one yes-or-no question. With sets: how many hold all true labels, and how many labels they hold.
         """
         truth, p, guess = self._labelled(output, target)
+        sets = p >= self.set_threshold
+        held = {"coverage": metrics.mean(np.all(sets | ~truth, axis=1)), "set_size": metrics.mean(sets.sum(1))}
         flat, either = truth.ravel().astype(int), np.stack([1 - p.ravel(), p.ravel()], 1)
         return metrics.defined(
             {
@@ -166,11 +178,12 @@ class Multilabel(VectorTask):
                 "nll": metrics.log_loss(flat, either),
                 "brier": metrics.brier(metrics.one_hot(flat, 2), either),
                 "ece": metrics.ece(flat, p.ravel()),
+                **({} if self.coverage is None else held),
             }
         )
 
     def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
-        """JSON-able tables: scores and threshold per label, reliability bins over all cells."""
+        """JSON-able tables: scores and threshold per label, reliability bins over all cells, the asked coverage."""
         truth, p, guess = self._labelled(output, target)
         scores = metrics.per_class(truth, guess)
         thresholds = self.thresholds or (self.threshold,) * self.size
@@ -187,6 +200,7 @@ class Multilabel(VectorTask):
             "labels": list(self.labels),
             "per_label": per_label,
             "reliability": metrics.reliability(truth.ravel(), p.ravel()),
+            **({} if self.coverage is None else {"asked": self.coverage}),
         }
 
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
@@ -209,7 +223,13 @@ class Multilabel(VectorTask):
         return output / factor
 
     def calibrate(self, output: Tensor, target: Masked) -> Self:
-        """A copy with the temperature (and thresholds) that fit held-out rows; the same task where none is labelled."""
+        """A copy with the temperature and thresholds that fit held-out rows; the same task where none is labelled.
+
+        Sets get one threshold by split conformal prediction, where a row counts by its least probable true label.
+
+        Source: Cauchois et al. 2021 (outer sets: those that hold every true label), with a score of our own: one
+        threshold for all labels.
+        """
         rows = target.present
         if not rows.any():
             return self
@@ -217,11 +237,15 @@ class Multilabel(VectorTask):
         true = target.values[rows].cpu().numpy().ravel().astype(int)
         temperature = metrics.fit_temperature(np.stack([np.zeros_like(logits), logits], 1), true)
         task = self.model_copy(update={"temperature": temperature})
-        if not self.tune_thresholds:
-            return task
         truth, p, _ = task._labelled(output, target)
-        tuned = [_best_threshold(truth[:, k], p[:, k], self.threshold) for k in range(self.size)]
-        return task.model_copy(update={"thresholds": tuple(tuned)})
+        update: dict[str, Any] = {}
+        if self.tune_thresholds:
+            tuned = [_best_threshold(truth[:, k], p[:, k], self.threshold) for k in range(self.size)]
+            update["thresholds"] = tuple(tuned)
+        if self.coverage is not None:
+            least = np.where(truth, p, 1.0).min(1)
+            update["set_threshold"] = max(0.0, -metrics.conformal_bound(-least, self.coverage))
+        return task.model_copy(update=update)
 
 
 def _best_threshold(truth: np.ndarray, p: np.ndarray, default: float) -> float:

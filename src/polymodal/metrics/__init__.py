@@ -1,0 +1,71 @@
+"""The field's scores, as pure functions on numpy arrays.
+
+A score that is not defined (AUROC with one class, R2 of a constant) is NaN; `defined` leaves such scores out of a
+report, so that nothing is invented.
+
+Shapes: N rows, K classes, labels or targets. Class labels are indices 0..K-1.
+"""
+
+from __future__ import annotations
+
+from polymodal.metrics.base import LOWER_IS_BETTER, Array, defined, divide, higher_is_better, mean
+from polymodal.metrics.certainty import (
+    brier,
+    conformal_bound,
+    coverage,
+    ece,
+    fit_temperature,
+    gaussian_nll,
+    log_loss,
+    pinball,
+    reliability,
+)
+from polymodal.metrics.classes import (
+    accuracy,
+    auroc,
+    average_precision,
+    balanced_accuracy,
+    confusion,
+    counts_of,
+    macro,
+    macro_f1,
+    mcc,
+    micro_f1,
+    one_hot,
+    per_class,
+)
+from polymodal.metrics.numbers import bootstrap, mae, r2, rmse
+
+__all__ = [
+    "LOWER_IS_BETTER",
+    "Array",
+    "accuracy",
+    "auroc",
+    "average_precision",
+    "balanced_accuracy",
+    "bootstrap",
+    "brier",
+    "conformal_bound",
+    "confusion",
+    "counts_of",
+    "coverage",
+    "defined",
+    "divide",
+    "ece",
+    "fit_temperature",
+    "gaussian_nll",
+    "higher_is_better",
+    "log_loss",
+    "macro",
+    "macro_f1",
+    "mae",
+    "mcc",
+    "mean",
+    "micro_f1",
+    "one_hot",
+    "per_class",
+    "pinball",
+    "r2",
+    "reliability",
+    "rmse",
+]
