@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from polymodal.errors import suggest
 from polymodal.nn.backbone import Backbone
+from polymodal.reading import Corruption, Pieces, Reading
 from polymodal.types import Fused, Masked
 
 
@@ -56,23 +56,6 @@ class Part(BaseModel, ABC):
         if not isinstance(name, str) or name not in cls.known:
             raise ValueError(f"{kind} type must be one of {sorted(cls.known)}, got {name!r}.{suggest(name, cls.known)}")
         return cls.known[name].model_validate(value)  # pyright: ignore[reportReturnType]
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One decoded cell.
-
-    Attributes:
-        value: the value in memory, as the modality's ``augment`` and ``collate`` take it.
-        repairs: what had to be mended, in constant words that can be counted ("truncated file", "clipped").
-        facts: numbers worth a range in the data report ({"width": 640.0, "height": 480.0}, {"seconds": 1.2}).
-        broken: of a modality that ``spans`` columns, those whose cell could not be read and counts as absent -> why.
-    """
-
-    value: Any
-    repairs: tuple[str, ...] = ()
-    facts: dict[str, float] = field(default_factory=dict)
-    broken: dict[str, str] = field(default_factory=dict)
 
 
 class Modality(Part):
@@ -125,6 +108,15 @@ class Modality(Part):
     def augment(self, value: Any, rng: np.random.Generator) -> Any:
         """A varied copy of a present value, for training only."""
         return value
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Noises natural to this kind of input, by name; none where it names none. Taken from the fitted part."""
+        return {}
+
+    def pieces(self, value: Any) -> Pieces | None:
+        """How a present value comes apart, for explanations; None where it does not."""
+        return None
 
     @abstractmethod
     def collate(self, values: Sequence[Any | None]) -> Masked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from polymodal.errors import SpecError, suggest
 from polymodal.modalities.audio.augment import AudioAugmentation
+from polymodal.modalities.audio.corrupt import corruptions
 from polymodal.modalities.audio.decode import decode
+from polymodal.modalities.audio.pieces import pieces
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.signal import LogMel, SpectrogramEncoder, denoise, high_pass, level, normalise, trim
 from polymodal.nn.speech import SAMPLE_RATE, WIDTH, speech_embedding
 from polymodal.nn.weights import PACKAGED
-from polymodal.part import Modality, Reading
+from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.types import Masked
 
 SPEECH = "speech-embedding"
@@ -124,6 +126,15 @@ class Audio(Modality):
     def augment(self, value: Tensor, rng: np.random.Generator) -> Tensor:
         """A varied copy of a waveform (n,), of the same length."""
         return value if self.augmentation is None else self.augmentation.apply(value, rng, self.sample_rate)
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Noise, dropouts, reverberation and a low-pass."""
+        return corruptions(self.sample_rate)
+
+    def pieces(self, value: Tensor) -> Pieces | None:
+        """Stretches of a quarter of a second, or longer ones."""
+        return pieces(value, self.sample_rate)
 
     def collate(self, values: Sequence[Tensor | None]) -> Masked:
         """Waveforms -> (B, N) float32, N samples of the longest."""

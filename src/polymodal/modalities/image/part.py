@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
@@ -15,14 +15,16 @@ from torch.nn import functional
 from polymodal.errors import suggest
 from polymodal.modalities.image.augment import ImageAugmentation
 from polymodal.modalities.image.clean import equalise, median, unify
+from polymodal.modalities.image.corrupt import corruptions
 from polymodal.modalities.image.decode import PILLOW_LIMIT, decode
 from polymodal.modalities.image.encoder import SmallImageEncoder
+from polymodal.modalities.image.pieces import pieces
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.efficientnet import REDUCTION, WIDTH, efficientnet_lite0
 from polymodal.nn.weights import PACKAGED
-from polymodal.part import Modality, Reading
+from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.types import Masked
 
 LITE = "efficientnet-lite0"
@@ -129,6 +131,15 @@ class Image(Modality):
     def augment(self, value: Tensor, rng: np.random.Generator) -> Tensor:
         """A varied copy of an image (3, size, size) uint8."""
         return value if self.augmentation is None else self.augmentation.apply(value, rng)
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Blur, noise, JPEG, contrast and occlusion."""
+        return corruptions(self.side)
+
+    def pieces(self, value: Tensor) -> Pieces | None:
+        """A grid of regions."""
+        return pieces(value)
 
     def collate(self, values: Sequence[Tensor | None]) -> Masked:
         """Images -> (B, 1, 3, size, size) uint8."""

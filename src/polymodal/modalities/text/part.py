@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any, Literal, Self
 
@@ -15,13 +15,15 @@ from torch import Tensor, nn
 from polymodal.errors import SpecError, suggest
 from polymodal.modalities.text.augment import TextAugmentation
 from polymodal.modalities.text.clean import clean, decode
+from polymodal.modalities.text.corrupt import corruptions
+from polymodal.modalities.text.pieces import pieces
 from polymodal.modalities.text.words import ENGLISH_STOP_WORDS, Cjk, split_words
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.bert import MINILM_WIDTH, BertBackbone, Subwords, minilm_tokenizer
 from polymodal.nn.blocks import Block, Positions, TokenEncoder
 from polymodal.nn.weights import PACKAGED
-from polymodal.part import Modality, Reading
+from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.types import Masked
 
 BAG = 2000  # ids in the bag of words of `Text.summary`
@@ -158,6 +160,15 @@ class Text(Modality):
     def augment(self, value: str, rng: np.random.Generator) -> str:
         """A varied copy of a text."""
         return value if self.augmentation is None else self.augmentation.apply(value, rng)
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Typos, confusions of optical recognition, dropped and shuffled words."""
+        return corruptions(lambda text: self.read(text).value)
+
+    def pieces(self, value: str) -> Pieces | None:
+        """Its words."""
+        return pieces(value, self.cjk if self.name == "none" else "characters")
 
     def collate(self, values: Sequence[str | None]) -> Masked:
         """Token ids of whole texts, without special tokens. (B, N) int64, positions (B, N, 1) in tokens."""

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from polymodal.errors import DataError, SpecError
+from polymodal.modalities.table.augment import TabularAugmentation
+from polymodal.modalities.table.corrupt import corruptions
+from polymodal.modalities.table.pieces import pieces
 from polymodal.nn.numeric import DATE, RESERVED, ColumnEncoder, LinearNumbers, PeriodicNumbers, PiecewiseNumbers, whole
-from polymodal.part import Modality, Reading
+from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.types import Masked
 from polymodal.values import parse_boolean, parse_category, parse_date, parse_number
 
@@ -51,19 +54,6 @@ class Scale(BaseModel):
         if len(edges) < 2:
             edges = np.array([edges[0], edges[0] + 1])
         return cls(center=float(center), scale=scale, edges=tuple(edges.tolist()))
-
-
-class TabularAugmentation(BaseModel):
-    """Variation of training rows.
-
-    Attributes:
-        dropout: probability of hiding each present cell; one cell per row always stays.
-        noise: standard deviation of Gaussian noise on numbers, in units of the column's scale.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    noise: float = Field(default=0.0, ge=0, le=10)
 
 
 class Tabular(Modality):
@@ -213,17 +203,21 @@ class Tabular(Modality):
 
     def augment(self, value: Any, rng: np.random.Generator) -> Any:
         """Hide cells and shake numbers."""
-        if self.augmentation is None:
-            return value
-        names = list(value)
-        stays = rng.random(len(names)) >= self.augmentation.dropout
-        stays[rng.integers(len(names))] |= not stays.any()
-        value = {name: value[name] for name, stay in zip(names, stays, strict=True) if stay}
-        if self.augmentation.noise:
-            for name in self.numbers:
-                if name in value and name in self.scales:
-                    value[name] += self.augmentation.noise * self.scales[name].scale * rng.standard_normal()
-        return value
+        return value if self.augmentation is None else self.augmentation.apply(value, rng, self._spreads)
+
+    @property
+    def corruptions(self) -> Mapping[str, Corruption]:
+        """Missing and swapped cells; noise and outliers of numbers."""
+        return corruptions({name: (self.scales[name].center, spread) for name, spread in self._spreads.items()})
+
+    @property
+    def _spreads(self) -> dict[str, float]:
+        """Scale of each number that has one."""
+        return {name: self.scales[name].scale for name in self.numbers if name in self.scales}
+
+    def pieces(self, value: Any) -> Pieces | None:
+        """Its present columns."""
+        return pieces(value)
 
     def collate(self, values: Sequence[Any | None]) -> Masked:
         """Rows -> (B, N, P) float32, columns in `order`; P is 7 if there are dates, else 1.

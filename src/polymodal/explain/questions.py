@@ -1,0 +1,97 @@
+"""What to explain of an answer: numbers that mean something when they are added up."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import singledispatch
+
+import torch
+from torch import Tensor
+
+from polymodal.part import Task
+from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.multilabel import Multilabel
+from polymodal.tasks.regress import Regress
+
+
+@singledispatch
+def scores(task: Task, output: Tensor) -> Tensor | None:
+    """What an explanation adds up to: (B, S) float64 on the CPU, S possible answers; None for tasks not known here.
+
+    Log-odds of the calibrated probability of each class or label; numbers in the targets' own units.
+    """
+    return None
+
+
+@scores.register
+def _(task: Classify, output: Tensor) -> Tensor:
+    logits = output.detach().cpu().double() / task.temperature
+    log_p = logits.log_softmax(1)
+    best = logits.argmax(1, keepdim=True)
+    log_rest = torch.log1p(-log_p.exp().scatter(1, best, 0.0))
+    others = log_p.scatter(1, best, -torch.inf).logsumexp(1, keepdim=True)  # 1 - p would be 0 for a sure class
+    return log_p - log_rest.scatter(1, best, others)
+
+
+@scores.register
+def _(task: Multilabel, output: Tensor) -> Tensor:
+    return output.detach().cpu().double() / task.temperature
+
+
+@scores.register
+def _(task: Regress, output: Tensor) -> Tensor:
+    return task.answers(output)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One number per row that is to be explained.
+
+    Attributes:
+        key: name of the task, with the target behind a slash where it has several.
+        task: name of the task.
+        chosen: (B,) which of the task's scores.
+        units: what the number is, per row.
+    """
+
+    key: str
+    task: str
+    chosen: Tensor
+    units: Sequence[str]
+
+    def row(self, i: int) -> Question:
+        """The same for one row."""
+        return Question(self.key, self.task, self.chosen[i : i + 1], self.units[i : i + 1])
+
+
+@singledispatch
+def questions(task: Task, name: str, output: Tensor) -> list[Question]:
+    """What to explain of a task's answers: the predicted class, the most probable label, each number.
+
+    Args:
+        task: fitted.
+        name: of the task.
+        output: (B, ...) its raw answers to the rows, with everything they have.
+    """
+    return []
+
+
+@questions.register
+def _(task: Classify, name: str, output: Tensor) -> list[Question]:
+    best = task.answers(output)
+    return [Question(name, name, best, [f"logit of {label_text(task.classes[k])!r}" for k in best.tolist()])]
+
+
+@questions.register
+def _(task: Multilabel, name: str, output: Tensor) -> list[Question]:
+    best = task.probabilities(output).argmax(1)
+    return [Question(name, name, best, [f"logit of {task.labels[k]!r}" for k in best.tolist()])]
+
+
+@questions.register
+def _(task: Regress, name: str, output: Tensor) -> list[Question]:
+    columns, every = task.columns(name), torch.ones(len(output), dtype=torch.long)
+    keys = [f"{name}/{column}" for column in columns] if len(columns) > 1 else [name]
+    units = [[f"unit of {column!r}"] * len(output) for column in columns]
+    return [Question(key, name, every * k, units[k]) for k, key in enumerate(keys)]
