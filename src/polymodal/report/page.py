@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from polymodal.errors import DataError
 from polymodal.report.cleaning import data_section, warnings
 from polymodal.report.markup import Markup, fold, is_number, join, many, number, part, significant, table, tag
 from polymodal.report.plots import curves
 from polymodal.report.scores import task_section
+from polymodal.report.shell import document, save
 from polymodal.report.words import caveat, held_out, verdict
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
 LISTED = 60
 """How many epochs the table of losses lists; of more, every n-th."""
@@ -35,13 +32,7 @@ def save_page(report: Mapping[str, Any], path: Path | str) -> Path:
     Raises:
         DataError: the file cannot be written.
     """
-    path = Path(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page(report), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path} must be writable, got {error.strerror or error}. Choose another place.") from error
-    return path
+    return save(page(report), path)
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -53,22 +44,9 @@ def page(report: Mapping[str, Any]) -> str:
     """
     tasks = task_names(report)
     title = f"Polymodal report: {', '.join(tasks)}" if tasks else "Polymodal report"
-    head = [
-        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
-        Markup('<meta name="color-scheme" content="light dark">'),
-        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
-        tag("title", title),
-        tag("style", Markup(style())),
-    ]
     main = [_summary(report, tasks), *(task_section(report, name) for name in tasks), _fit(report)]
     main += [*data_section(report), _spec(report)]
-    body = tag("body", tag("header", tag("h1", title)), tag("main", main))
-    return f"<!doctype html>\n{tag('html', tag('head', head), body, lang='en')}\n"
-
-
-def style() -> str:
-    """The page's style sheet."""
-    return files("polymodal.report").joinpath("style.css").read_text(encoding="utf-8")
+    return document(title, *main)
 
 
 def task_names(report: Mapping[str, Any]) -> list[str]:

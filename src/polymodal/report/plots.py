@@ -21,6 +21,7 @@ def bar(
     cls: str,
     reference: float | None = None,
     whisker: tuple[float, float] | None = None,
+    chance: float | None = None,
 ) -> Markup:
     """A bar from zero that fills its table cell; the number stands in another cell.
 
@@ -31,6 +32,7 @@ def bar(
         cls: its class.
         reference: where a line crosses it.
         whisker: ends of an interval drawn over it.
+        chance: where a dotted line crosses it.
     """
     at = _scale(low, high, 0, 100)
     start, end = sorted((at(0.0), at(value)))
@@ -39,6 +41,8 @@ def bar(
         parts.append(_line((at(0.0), 0), (at(0.0), 12), "zero"))
     if reference is not None:
         parts.append(_line((at(reference), 0), (at(reference), 12), "reference"))
+    if chance is not None:
+        parts.append(_line((at(chance), 0), (at(chance), 12), "chance"))
     if whisker is not None:
         parts.append(_line((at(whisker[0]), 6), (at(whisker[1]), 6), "whisker"))
     return _strip(parts)
@@ -50,6 +54,18 @@ def stack(shares: Sequence[tuple[float, str]]) -> Markup:
     for share, cls in shares:
         parts.append(tag("rect", x=_n(start), y=2, width=_n(100 * share), height=8, cls=cls))
         start += 100 * share
+    return _strip(parts)
+
+
+def twin(before: float, after: float, low: float, high: float) -> Markup:
+    """Two thin bars from zero, one above the other: what was and what is."""
+    at = _scale(low, high, 0, 100)
+    parts = []
+    for top, value, cls in ((1, before, "alone"), (6.5, after, "own")):
+        start, end = sorted((at(0.0), at(value)))
+        parts.append(tag("rect", x=_n(start), y=_n(top), width=_n(max(end - start, 0.4)), height=4.5, cls=cls))
+    if low < 0:
+        parts.append(_line((at(0.0), 0), (at(0.0), 12), "zero"))
     return _strip(parts)
 
 
@@ -103,6 +119,38 @@ def curves(series: Sequence[tuple[str, Sequence[Point]]], across: str, up: str, 
         lowest = max(height, lowest + 13)  # names keep apart where lines meet
         labels.append(tag("text", name, x=_n(right), y=_n(lowest), cls=f"name {cls}"))
     return _plot([_axes(x, y, whole or [min(xs)], steps, across, up), drawn, labels], title)
+
+
+def decline(
+    points: Sequence[Point], level: float | None, scale: Point, strength: str, said: tuple[str, str | None], title: str
+) -> Markup:
+    """A small line over levels from 0 to 1 and the level it starts from; what lies between them is shaded.
+
+    Args:
+        points: (level, score), by level; at least one.
+        level: where the dashed line is.
+        scale: both ends of the y axis.
+        strength: what stands at the end of the x axis.
+        said: what stands at the end of the line, and above the x axis.
+        title: for those who do not see it.
+    """
+    left, right, top, bottom = 2, 98, 6, 58
+    x, y = _scale(0, 1, left, right), _scale(*scale, bottom, top)
+    places = [(x(a), y(b)) for a, b in points]
+    parts = [_line((left, bottom), (right, bottom), "base")]
+    if level is not None:
+        around = [*places, (places[-1][0], y(level)), (places[0][0], y(level))]
+        parts.append(tag("polygon", points=" ".join(f"{_n(a)},{_n(b)}" for a, b in around), cls="lost"))
+        parts.append(_line((left, y(level)), (right, y(level)), "level"))
+    parts.append(_path(places, "series a"))
+    parts += [tag("circle", cx=_n(a), cy=_n(b), r=1.7, cls="mark a") for a, b in places]
+    parts.append(tag("text", said[0], x=_n(places[-1][0] + 4), y=_n(places[-1][1] + 4), cls="last"))
+    if said[1]:
+        free = bottom - 5 if points[-1][1] <= points[0][1] else top + 4  # where the line is not
+        parts.append(tag("text", said[1], x=left, y=free, cls="area"))
+    parts.append(tag("text", strength, x=right, y=bottom + 13, cls="end"))
+    inside = [tag("title", title), parts]
+    return tag("svg", inside, viewBox="0 0 130 74", cls="plot decline", role="img", aria_label=title)
 
 
 def ticks_of(low: float, high: float, count: int = 5) -> list[float]:
