@@ -18,7 +18,17 @@ from polymodal.ranks import Ranks
 from polymodal.train import Trainer
 from polymodal.types import Masked
 
-CASES = ("plain", "absent", "unlabelled")
+METHODS = {
+    "uncertainty": {"objective": "uncertainty"},
+    "dwa": {"objective": "dwa"},
+    "gradnorm": {"objective": "gradnorm"},
+    "pcgrad": {"objective": "pcgrad"},
+    "upgrad": {"objective": "upgrad"},
+    "mmpareto": {"balance": "mmpareto"},
+    "ogm_ge": {"balance": "ogm_ge"},
+    "gradient_blending": {"balance": "gradient_blending"},
+}
+CASES = ("plain", "absent", "unlabelled", *METHODS)
 
 
 def rows(case: str, count: int = 48):
@@ -41,7 +51,14 @@ def rows(case: str, count: int = 48):
 def train(case: str, weights: Path) -> dict[str, Any]:
     """Train, write the weights of this rank, and tell the losses and how many rows had the second input."""
     outputs = {"y": {"type": "classify", "classes": [0, 1]}, "z": {"type": "regress", "mean": [0], "scale": [1]}}
-    plan = {"epochs": 3, "batch_size": 16 if case == "absent" else 15, "modality_dropout": 0.25 * (case != "absent")}
+    if case in METHODS:
+        outputs["z"] = {**outputs["z"], "objective": "squared"}
+    plan = {
+        **METHODS.get(case, {}),
+        "epochs": 3,
+        "batch_size": 16 if case == "absent" else 15,
+        "modality_dropout": 0.25 * (case != "absent"),
+    }
     torch.manual_seed(0)
     model = Model(toys.spec(outputs=outputs, training=plan))
     trainer = Trainer(model, rows(case), rows(case, 20), torch.device("cpu"))

@@ -13,6 +13,7 @@ import toys
 from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.model import Model
 from polymodal.train import Trainer
+from polymodal.types import Masked
 
 
 @pytest.mark.slow
@@ -31,12 +32,21 @@ class Killed(Exception):  # noqa: N818
     pass
 
 
-def train(path, name="this fit", stop=None):
+def two_tasks(rows, seed=0):
+    data = toys.xor(rows, seed=seed, absent=0.2)
+    inputs = {name: kept.whole for name, kept in data.inputs.items()}
+    number = Masked(inputs["a"].values[:, 0, 1:], torch.ones(rows, 1, dtype=torch.bool))
+    return toys.prepared(inputs, {"y": data.targets["y"], "z": number})
+
+
+def train(path, name="this fit", stop=None, **training):
     """Train four epochs with dropout; ``stop`` ends it after that many, as a kill would."""
-    spec = toys.spec(training={"epochs": 4, "batch_size": 16}, fusion={"type": "attention", "dropout": 0.2})
+    outputs = {"y": toys.BINARY, "z": {"type": "regress", "objective": "squared", "mean": [0], "scale": [1]}}
+    plan = {"epochs": 4, "batch_size": 16, **training}
+    spec = toys.spec(outputs=outputs, training=plan, fusion={"type": "attention", "dropout": 0.2})
     torch.manual_seed(0)
     checkpoint = Checkpoint(path, name)
-    trainer = Trainer(Model(spec), toys.xor(64), toys.xor(32, seed=1), torch.device("cpu"), checkpoint)
+    trainer = Trainer(Model(spec), two_tasks(64), two_tasks(32, 1), torch.device("cpu"), checkpoint)
     told = []
 
     def note(epoch):
@@ -59,6 +69,26 @@ def test_every_kind_of_state_comes_back(stop, tmp_path):
     resumed, told = train(tmp_path / "b")
     assert told == list(range(stop, 4))
     assert toys.same(resumed, whole)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        *({"objective": name} for name in ("uncertainty", "dwa", "gradnorm", "pcgrad", "cagrad", "nashmtl")),
+        *({"balance": name} for name in ("ogm_ge", "mmpareto", "gradient_blending")),
+        {"mixup": 0.3, "alignment": {}},
+        {"monitor": "y.accuracy"},
+    ],
+    ids=lambda plan: next(iter(plan.values())),
+)
+def test_state_of_every_objective_and_balance_comes_back(plan, tmp_path):
+    whole, _ = train(tmp_path / "a", **plan)
+    train(tmp_path / "b", stop=3, **plan)
+    torch.manual_seed(99)
+    resumed, told = train(tmp_path / "b", **plan)
+    assert told == [3]
+    assert toys.same(resumed, whole)
+    assert not toys.same(whole, train(tmp_path / "c")[0]) or "monitor" in plan
 
 
 def test_a_finished_training_is_not_repeated(tmp_path):

@@ -130,6 +130,45 @@ def test_a_setting_without_effect_or_partner_is_refused(changes, reason):
     assert reason in refused(**changes)
 
 
+TWO = {"outputs": {"label": "classify", "tags": "multilabel"}}
+PAIR = {"inputs": {"note": {"type": "text", "backbone": "none"}, "rest": {"type": "table", "numbers": ["x"]}}}
+
+
+@pytest.mark.parametrize(
+    ("training", "others", "reason"),
+    [
+        ({"objective": "upgrad"}, PAIR, "training.objective must be joint with one task, got upgrad"),
+        (
+            {"objective": "dwa"},
+            {"outputs": {"label": "classify", "size": "regress"}},
+            "training.objective dwa must have losses that are never negative, got outputs.size with gaussian",
+        ),
+        ({"balance": "ogm_ge"}, {}, "training.balance ogm_ge must have two inputs or more, got one"),
+        ({"balance": "mmpareto"}, {}, "training.balance mmpareto must have two inputs or more"),
+        ({"balance": "gradient_blending"}, {}, "training.balance gradient_blending must have two inputs"),
+        ({"balance": "ogm_ge"}, {**PAIR, "outputs": {"size": "regress"}}, "must have a classify output"),
+        ({"mixup": 0.2}, {**PAIR, "fusion": "vote"}, "training.mixup must have a fused vector, got fusion vote"),
+        ({"alignment": {}}, {}, "training.alignment must have two inputs or more"),
+        ({"alignment": {"inputs": ["note", "rset"]}}, PAIR, "got 'rset'. Did you mean 'rest'?"),
+        ({"alignment": {}}, {**PAIR, "outputs": {"alignment": "classify"}}, "Rename the output"),
+    ],
+)
+def test_training_that_these_parts_make_void_is_refused(training, others, reason):
+    assert reason in refused(training=training, **others)
+
+
+@pytest.mark.parametrize(
+    "objective", ["uncertainty", "dwa", "gradnorm", "pcgrad", "mgda", "upgrad", "cagrad", "nashmtl"]
+)
+def test_every_objective_takes_several_tasks(objective):
+    assert Spec.parse({**SMALL, **TWO, "training": {"objective": objective}})
+
+
+def test_gradients_of_negative_losses_may_be_combined():
+    several = {"label": "classify", "size": "regress"}
+    assert Spec.parse({**SMALL, "outputs": several, "training": {"objective": "mgda"}})
+
+
 @pytest.mark.parametrize("version", [VERSION + 1, 0, -1, "x"])
 def test_an_unknown_version_is_refused(version):
     assert "version" in refused(version=version)

@@ -11,10 +11,13 @@ from torch import nn
 
 import polymodal as pm
 import toys
-from polymodal import train
-from polymodal.errors import PolymodalError
+from polymodal.errors import PolymodalError, SpecError
 from polymodal.model import Model
-from polymodal.train import Trainer, decay_groups, hide, objective, schedule
+from polymodal.nn.optimise import decay_groups, schedule
+from polymodal.objectives import terms as terms_module
+from polymodal.objectives.monitor import best_epoch, monitored
+from polymodal.objectives.terms import terms
+from polymodal.train import Trainer, hide
 from polymodal.types import Batch, Masked
 
 CPU = torch.device("cpu")
@@ -105,7 +108,7 @@ def test_modality_dropout_makes_the_model_stand_a_missing_input():
     for dropout in (0.0, 0.5):
         torch.manual_seed(0)
         model, _, _ = trained(data=data, epochs=6, modality_dropout=dropout, balance="none", averaging=0.0)
-        scores[dropout] = train.objective(model.spec, *_answered(model, data, "a"))["y"][1].item()
+        scores[dropout] = terms(model, *_answered(model, data, "a"))["y"].mean.item()
     assert scores[0.5] < scores[0.0]
 
 
@@ -118,18 +121,18 @@ def _answered(model, data, *hidden):
 def test_auxiliary_heads_are_on_by_default_and_are_means_over_rows_that_have_the_input():
     model, data = Model(toys.spec()).eval(), toys.xor(40, absent=0.4)
     outputs, batch = _answered(model, data)
-    terms = objective(model.spec, outputs, batch)
-    assert list(terms) == ["y", "y from a", "y from b"]
+    found = terms(model, outputs, batch)
+    assert list(found) == ["y", "y from a", "y from b"]
     here = batch.inputs["a"].present
-    task = model.spec.outputs["y"]
-    factor, mean, count = terms["y from a"]
-    assert factor == 1.0
-    assert int(count) == int(here.sum()) < 40
-    torch.testing.assert_close(mean, task.loss(outputs.single["y"]["a"][here], batch.targets["y"][here]))
-    off = toys.spec(training={"balance": "none"})
-    assert list(objective(off, outputs, batch)) == ["y"]
-    half = toys.spec(outputs={"y": {"type": "classify", "classes": [0, 1], "weight": 3}}, training={"auxiliary": 0.5})
-    assert [f for f, _, _ in objective(half, outputs, batch).values()] == [3, 1.5, 1.5]
+    task, own = model.spec.outputs["y"], found["y from a"]
+    assert (own.factor, own.task, own.own) == (1.0, "y", True)
+    assert int(own.count) == int(here.sum()) < 40
+    torch.testing.assert_close(own.mean, task.loss(outputs.single["y"]["a"][here], batch.targets["y"][here]))
+    model.spec = toys.spec(training={"balance": "none"})
+    assert list(terms(model, outputs, batch)) == ["y"]
+    heavy = {"y": {"type": "classify", "classes": [0, 1], "weight": 3}}
+    model.spec = toys.spec(outputs=heavy, training={"auxiliary": 0.5})
+    assert [term.factor for term in terms(model, outputs, batch).values()] == [3, 1.5, 1.5]
 
 
 def test_the_loss_that_is_minimised_is_the_weighted_sum_of_the_terms():
@@ -207,7 +210,7 @@ def test_early_stopping_keeps_the_best_epoch_and_waits_for_patience():
     losses = iter([3.0, 2.0, 2.5, 2.5, 2.4, 9.0])
     spec = toys.spec(training={"epochs": 50, "patience": 3, "batch_size": 32})
     trainer = Trainer(Model(spec), toys.xor(64), valid, CPU)
-    trainer._validate = lambda _: next(losses)
+    trainer._validate = lambda _: (next(losses), {}, None)
     kept = []
     history = trainer.run(lambda _: kept.append(copy.deepcopy(trainer.average.state_dict())))
     assert [epoch.number for epoch in history] == [0, 1, 2, 3, 4]
@@ -215,12 +218,68 @@ def test_early_stopping_keeps_the_best_epoch_and_waits_for_patience():
     assert not trainer.model.training
 
 
+def scored(**training):
+    """Train while the label's scores are watched; returns the trainer and its history."""
+    plan = {"epochs": 6, "batch_size": 16, "patience": 0, **training}
+    trainer = Trainer(Model(toys.spec(training=plan)), toys.xor(64), toys.xor(64, seed=4), CPU)
+    return trainer, trainer.run()
+
+
+def test_a_score_is_watched_in_its_own_direction():
+    for monitor, best in (("accuracy", max), ("y.macro_f1", max), ("brier", min)):
+        trainer, history = scored(monitor=monitor)
+        scores = [epoch.score for epoch in history]
+        assert all(isinstance(score, float) for score in scores)
+        chosen = best_epoch(history, monitor)
+        assert chosen.score == best(scores)
+        assert chosen.number == scores.index(best(scores)), "the first of equals"
+        found = trainer.spec.outputs["y"].metrics(*_raw(trainer))[monitor.removeprefix("y.")]
+        assert found == pytest.approx(chosen.score), "the weights of that epoch are kept"
+
+
+def _raw(trainer):
+    outputs, batch = _answered(trainer.model, trainer.valid)
+    return outputs.decoded["y"], batch.targets["y"]
+
+
+def test_patience_follows_the_score_and_not_the_loss():
+    spec = toys.spec(training={"epochs": 50, "patience": 2, "batch_size": 32, "monitor": "accuracy"})
+    trainer = Trainer(Model(spec), toys.xor(64), toys.xor(64, seed=5), CPU)
+    scores = iter([0.5, 0.9, 0.8, None, 0.7])
+    trainer._validate = lambda _: (-float(len(trainer.history)), {}, next(scores))
+    assert [epoch.number for epoch in trainer.run()] == [0, 1, 2, 3]
+    assert best_epoch(trainer.history, "accuracy").number == 1
+
+
+def test_an_unknown_score_is_refused_at_the_start_with_those_that_are_known():
+    with pytest.raises(SpecError, match=r"got 'acuracy'. Did you mean 'accuracy'\? Known for y: accuracy, .*nll"):
+        scored(monitor="acuracy")
+    two = toys.spec(
+        outputs={"y": toys.BINARY, "y.x": toys.BINARY}, training={"epochs": 1, "batch_size": 16, "monitor": "nll"}
+    )
+    with pytest.raises(SpecError, match=r"must be loss or a task and its score, as in y.NAME, got 'nll'"):
+        Trainer(Model(two), toys.xor(16), None, CPU)
+    plan = two.training.model_copy(update={"monitor": "y.x.nll"})
+    assert monitored(two.model_copy(update={"training": plan})) == ("y.x", "nll")
+
+
+def test_gradients_are_the_norms_of_the_encoders_before_clipping():
+    _, history, trainer = trained(rows=16, epochs=1, batch_size=16, modality_dropout=0.0, clip=0.01)
+    spec = toys.spec(training={"modality_dropout": 0.0})
+    torch.manual_seed(0)
+    model, batch = Model(spec), trainer.train.batch(torch.arange(16))
+    sum(term.mean for term in terms(model, model(batch.inputs), batch).values()).backward()
+    for name in "ab":
+        norm = torch.stack([p.grad.norm() for p in model.encoders[name].parameters()]).norm().item()
+        assert history[0].gradients[name] == pytest.approx(norm, rel=1e-4)
+
+
 @pytest.mark.parametrize("worst", [math.nan, math.inf])
 def test_an_epoch_without_a_finite_validation_loss_is_never_the_best(worst):
     losses = iter([worst, 2.0, 3.0, worst])
     spec = toys.spec(training={"epochs": 4, "patience": 0})
     trainer = Trainer(Model(spec), toys.xor(64), toys.xor(8, seed=1), CPU)
-    trainer._validate = lambda _: next(losses)
+    trainer._validate = lambda _: (next(losses), {}, None)
     kept = []
     trainer.run(lambda _: kept.append(copy.deepcopy(trainer.average.state_dict())))
     assert toys.same(trainer.model, kept[1])
@@ -234,13 +293,15 @@ def test_without_patience_or_validation_rows_every_epoch_is_trained():
     assert all(epoch.valid_loss is None for epoch in history)
 
 
-def test_validation_loss_is_a_mean_over_rows_of_the_averaged_model(monkeypatch):
-    monkeypatch.setattr(train, "EVALUATION_BATCH", 7)
-    valid = toys.xor(31, seed=1)
+def test_validation_losses_are_means_over_rows_of_the_averaged_model(monkeypatch):
+    monkeypatch.setattr(terms_module, "EVALUATION_BATCH", 7)
+    valid = toys.xor(31, seed=1, absent=0.3)
     model, history, _ = trained(epochs=1, valid=valid)
-    outputs, batch = _answered(model, valid)
-    expected = model.spec.outputs["y"].loss(outputs.decoded["y"], batch.targets["y"]).item()
-    assert history[0].valid_loss == pytest.approx(expected, rel=1e-5)
+    found = terms(model, *_answered(model, valid))
+    assert history[0].valid_loss == pytest.approx(found["y"].mean.item(), rel=1e-5)
+    assert history[0].valid_terms == {name: pytest.approx(term.mean.item(), rel=1e-5) for name, term in found.items()}
+    assert len(history[0].valid_terms) == 3
+    assert history[0].score is None
 
 
 def test_clipping_bounds_the_gradient(monkeypatch):
@@ -274,8 +335,15 @@ def test_clipping_bounds_the_gradient(monkeypatch):
         {"modality_dropout": 0.0},
         {"auxiliary": 0.2},
         {"precision": "bfloat16"},
+        {"balance": "none"},
+        {"balance": "ogm_ge"},
+        {"balance": "ogm_ge", "modulation": 0.9},
+        {"balance": "mmpareto"},
+        {"mixup": 0.4},
+        {"alignment": {}},
+        {"manifold": {"noise": 0.1}},
     ],
-    ids=lambda option: next(iter(option)),
+    ids=str,
 )
 def test_every_option_changes_the_weights(option):
     assert not toys.same(trained()[0], trained(**option)[0])

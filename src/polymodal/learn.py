@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from polymodal.baselines import adapt, fit_baselines
 from polymodal.checkpoint import Checkpoint
 from polymodal.data.gather import Progress
 from polymodal.data.loader import Prepared
+from polymodal.errors import SpecError
 from polymodal.evaluate import Report, evaluate
 from polymodal.fusions.vote import VoteFusion
 from polymodal.model import Model
@@ -46,6 +48,7 @@ class Learner:
         resume: file of the state of an unfinished fit, or None.
         fingerprint: of the fit that the state must belong to.
         progress: told how far it is.
+        on_epoch: told each epoch that is over, and the stage ("train" or "refit") that it belongs to.
     """
 
     spec: Spec
@@ -53,13 +56,23 @@ class Learner:
     resume: Path | None
     fingerprint: str
     progress: Progress
+    on_epoch: Callable[[str, Epoch], None] | None = None
 
     def learn(self, train: Prepared, valid: Prepared | None) -> Learned:
         """Train on some rows while watching others; then on both, if they are parts of one small table.
 
-        The second training keeps what was chosen on the validation rows: epochs, penalties, shares, certainty.
+        The second training keeps what was chosen on the validation rows: epochs, penalties, shares, certainty, blend.
+
+        Raises:
+            SpecError: a score is to be monitored, or gradients are to be blended, and there are no validation rows.
         """
-        model, history = self._train("train", train, valid, self.spec.training.epochs)
+        monitor = self.spec.training.monitor
+        if valid is None and monitor != "loss":
+            raise SpecError(
+                f"training.monitor must have validation rows, got {monitor!r} without any. Give some, or leave it out."
+            )
+        trainer = self._train("train", train, valid, self.spec.training.epochs)
+        model, history = trainer.model, trainer.history
         penalties = fit_baselines(model, train, valid, self.device, progress=self.progress)
         if valid is None:
             return Learned(model, history, None, False)
@@ -68,8 +81,8 @@ class Learner:
         if train.inputs is not valid.inputs or len(train) + len(valid) > self.spec.training.refit:
             return Learned(model, history, report, False)
         both = replace(train, rows=torch.cat([train.rows, valid.rows]).sort().values)
-        best = best_epoch(history)
-        final, _ = self._train("refit", both, None, best.number + 1)
+        best = best_epoch(history, monitor)
+        final = self._train("refit", both, None, best.number + 1, trainer.blend).model
         fit_baselines(final, both, None, self.device, penalties, self.progress)
         _carry_over(model, final)
         return Learned(final, history, report, True)
@@ -86,13 +99,26 @@ class Learner:
         path = self.resume if stage == "train" else self.resume.with_stem(f"{self.resume.stem}-{stage}")
         return Checkpoint(path, f"{self.fingerprint}-{stage}")
 
-    def _train(self, stage: str, train: Prepared, valid: Prepared | None, epochs: int) -> tuple[Model, list[Epoch]]:
+    def _train(
+        self,
+        stage: str,
+        train: Prepared,
+        valid: Prepared | None,
+        epochs: int,
+        blend: Mapping[str, float] | None = None,
+    ) -> Trainer:
         torch.manual_seed(self.spec.seed)
         model = Model(self.spec)
         adapt(model, train, self.device)
-        trainer = Trainer(model, train, valid, self.device, self._checkpoint(stage), epochs)
-        history = trainer.run(lambda epoch: self.progress(stage, epoch.number + 1, epochs))
-        return model, history
+        trainer = Trainer(model, train, valid, self.device, self._checkpoint(stage), epochs, blend)
+
+        def told(epoch: Epoch) -> None:
+            self.progress(stage, epoch.number + 1, epochs)
+            if self.on_epoch is not None:
+                self.on_epoch(stage, epoch)
+
+        trainer.run(told)
+        return trainer
 
 
 def _carry_over(model: Model, final: Model) -> None:

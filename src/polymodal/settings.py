@@ -11,6 +11,9 @@ Balance = Literal["none", "auxiliary", "gradient_blending", "ogm_ge", "mmpareto"
 GRADIENT_METHODS = ("pcgrad", "mgda", "upgrad", "cagrad", "nashmtl")
 """Objectives that combine gradients instead of losses."""
 
+LOSS_METHODS = ("uncertainty", "dwa", "gradnorm")
+"""Objectives that learn weights from the sizes of losses, which must not be negative."""
+
 
 class Settings(BaseModel):
     """Base of the frozen groups of settings in a spec."""
@@ -160,9 +163,10 @@ class Training(Settings):
         for name, partner in (("auxiliary", "auxiliary"), ("modulation", "ogm_ge")):
             if self.balance != partner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with balance={self.balance}, got {getattr(self, name)}.")
-        if self.balance in ("ogm_ge", "mmpareto") and self.objective in GRADIENT_METHODS:
+        measured = (*GRADIENT_METHODS, "gradnorm") if self.balance == "mmpareto" else GRADIENT_METHODS
+        if self.balance in ("ogm_ge", "mmpareto") and self.objective in measured:
             raise ValueError(
-                f"balance {self.balance} changes gradients, and so does objective {self.objective}. Leave out one."
+                f"balance {self.balance} changes gradients, objective {self.objective} works on them. Leave out one."
             )
         return self
 

@@ -10,11 +10,12 @@ from typing import Annotated, Any, Self, get_args
 import yaml
 from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
 
-from polymodal import fusions, modalities, tasks  # noqa: F401  (fills each kind's table)
+from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
-from polymodal.part import Fusion, Modality, Task
-from polymodal.settings import Data, Settings, Split, Training
+from polymodal.part import Fusion, Modality, Task, VectorTask
+from polymodal.settings import LOSS_METHODS, Alignment, Data, Settings, Split, Training
+from polymodal.tasks import Classify, Regress
 
 VERSION = 1
 """Version of the spec's format. A bundle of a newer version is refused."""
@@ -62,6 +63,44 @@ class Spec(Settings):
         if faults:
             raise ValueError("\n".join(faults))
         return self
+
+    @model_validator(mode="after")
+    def _training(self) -> Self:
+        """Reject settings of the training that these inputs, this fusion and these outputs make void."""
+        plan, faults = self.training, list[str]()
+        if plan.objective != "joint" and len(self.outputs) < 2:
+            faults.append(f"objective must be joint with one task, got {plan.objective}. Leave it out.")
+        if plan.objective in LOSS_METHODS:
+            faults += [
+                f"objective {plan.objective} must have losses that are never negative, got outputs.{n} with "
+                f"{task.objective}. Give it the objective squared, or choose another one here."
+                for n, task in self.outputs.items()
+                if isinstance(task, Regress) and task.objective in ("gaussian", "beta_nll")
+            ]
+        if plan.balance in ("gradient_blending", "ogm_ge", "mmpareto") and len(self.inputs) < 2:
+            faults.append(f"balance {plan.balance} must have two inputs or more, got one. Leave it out.")
+        if plan.balance == "ogm_ge" and not any(isinstance(task, Classify) for task in self.outputs.values()):
+            faults.append("balance ogm_ge must have a classify output, got none. Choose another balance.")
+        if plan.mixup and self.fusion.late:
+            faults.append(f"mixup must have a fused vector, got fusion {self.fusion.kind}. Leave out one of them.")
+        if plan.mixup and not any(isinstance(task, VectorTask) for task in self.outputs.values()):
+            faults.append("mixup must have a task with one answer per row, got none. Leave it out.")
+        if plan.alignment is not None:
+            faults += self._alignment(plan.alignment)
+        if faults:
+            raise ValueError("\n".join(f"training.{fault}" for fault in faults))
+        return self
+
+    def _alignment(self, alignment: Alignment) -> list[str]:
+        if len(self.inputs) < 2:
+            return ["alignment must have two inputs or more, got one. Leave it out."]
+        if "alignment" in self.outputs:
+            return ["alignment must be the only term of that name, got outputs.alignment. Rename the output."]
+        unknown = [name for name in alignment.inputs if name not in self.inputs]
+        return [
+            f"alignment.inputs must name inputs among {list(self.inputs)}, got {name!r}.{suggest(name, self.inputs)}"
+            for name in unknown
+        ]
 
     @property
     def summarised(self) -> tuple[str, ...]:

@@ -5,41 +5,29 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from polymodal import balance
 from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.data.loader import Prepared
-from polymodal.errors import PolymodalError
-from polymodal.model import Model
-from polymodal.nn.optimise import AdamW
+from polymodal.errors import PolymodalError, SpecError
+from polymodal.model import Mixing, Model
+from polymodal.nn.optimise import AdamW, decay_groups, schedule
+from polymodal.objectives.gradients import Gradients
+from polymodal.objectives.methods import objective
+from polymodal.objectives.monitor import Epoch, best_epoch, check_score, monitored
+from polymodal.objectives.terms import Losses, measure, terms
 from polymodal.ranks import Ranks
-from polymodal.spec import Spec
-from polymodal.types import Batch, Outputs
+from polymodal.types import Batch
 
-EVALUATION_BATCH = 256
-
-
-@dataclass(frozen=True, slots=True)
-class Epoch:
-    """What one epoch came to.
-
-    Attributes:
-        number: from 0.
-        train_loss: mean over steps of everything that is minimised.
-        valid_loss: weighted sum of the tasks' losses on the validation rows; None without such rows.
-        terms: every term of the objective, unweighted, mean over steps.
-    """
-
-    number: int
-    train_loss: float
-    valid_loss: float | None
-    terms: dict[str, float]
+ESTIMATE_EPOCHS = 10
+"""Epochs, at most, of the trainings by which gradient blending finds its weights."""
 
 
 def hide(batch: Batch, drop: Tensor) -> Batch:
@@ -58,56 +46,16 @@ def hide(batch: Batch, drop: Tensor) -> Batch:
     return Batch(inputs, batch.targets)
 
 
-def objective(spec: Spec, outputs: Outputs, batch: Batch) -> dict[str, tuple[float, Tensor, Tensor]]:
-    """Every term to minimise: its factor, its mean over samples, and how many samples that mean is over.
-
-    Beside each task stands the loss of each input's own head, on the rows that have that input
-    (Wang et al. 2020, arXiv:1905.12681, equation 2, with one weight for all inputs).
-    """
-    terms = {}
-    for n, task in spec.outputs.items():
-        target = batch.targets[n]
-        terms[n] = (task.weight, task.loss(outputs.decoded[n], target), target.present.sum())
-        if spec.training.balance == "auxiliary":
-            for name, output in outputs.single[n].items():
-                seen = target.without(~batch.inputs[name].present)
-                factor = task.weight * spec.training.auxiliary
-                terms[f"{n} from {name}"] = (factor, task.loss(output, seen), seen.present.sum())
-    return terms
-
-
-def best_epoch(history: Sequence[Epoch]) -> Epoch:
-    """The epoch with the lowest validation loss; one without a finite loss comes last."""
-
-    def loss(epoch: Epoch) -> float:
-        return epoch.valid_loss if epoch.valid_loss is not None and math.isfinite(epoch.valid_loss) else math.inf
-
-    return min(history, key=loss)
-
-
-def schedule(step: int, steps: int, warm_up: float) -> float:
-    """Factor of the learning rate: linear warm-up, then half a cosine down to 0."""
-    rise = round(steps * warm_up)
-    if step < rise:
-        return (step + 1) / rise
-    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-
-
 class Trainer:
     """Minimise the objective of a spec with AdamW; keep the averaged weights that did best on validation.
 
-    Randomness comes from one generator (order, hidden inputs), from torch's own, seeded anew in every epoch
+    Randomness comes from one generator (order, hidden inputs, mixing), from torch's own, seeded anew in every epoch
     (dropout), and from the epoch's number (augmentation), so a run that was killed and resumed ends with the weights
     of one that was not, on any number of ranks.
+
+    Attributes:
+        blend: weights of the tasks' and the own heads' losses by the terms' names, where the balance is gradient
+            blending. Estimated at the start, unless given.
     """
 
     def __init__(
@@ -118,6 +66,7 @@ class Trainer:
         device: torch.device,
         checkpoint: Checkpoint | None = None,
         epochs: int | None = None,
+        blend: Mapping[str, float] | None = None,
     ) -> None:
         self.spec, self.plan = model.spec, model.spec.training
         self.model, self.train, self.valid = model.to(device), train, valid
@@ -125,18 +74,26 @@ class Trainer:
         self.average = copy.deepcopy(model).eval()
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(self.spec.seed)
-        groups = decay_groups(model, self.plan.weight_decay)
-        self.optimizer = AdamW(groups)
+        self.optimizer = AdamW(decay_groups(model, self.plan.weight_decay))
+        self.objective, self.gradients = objective(self.spec, self.generator), Gradients(model, self.ranks)
+        self.watched, self.blend = monitored(self.spec), dict(blend or {})
         self.history: list[Epoch] = []
         self.step, self.epochs = 0, self.plan.epochs if epochs is None else epochs
 
     def run(self, on_epoch: Callable[[Epoch], None] = lambda _: None) -> list[Epoch]:
-        """Train until the last epoch or until validation stops improving; leave the best weights in the model."""
+        """Train until the last epoch or until validation stops improving; leave the best weights in the model.
+
+        Raises:
+            SpecError: no such score can be monitored; or gradient blending has no validation rows to estimate on.
+        """
         self._resume()
+        self._check_monitor()
+        if self.plan.balance == "gradient_blending" and not self.blend:
+            self.blend = blending(self.model, self.train, self.valid, self.device)
         while len(self.history) < self.epochs and not self._stalled():
             epoch = self._epoch(len(self.history))
             self.history.append(epoch)
-            if self.valid is None or epoch is best_epoch(self.history):
+            if self.valid is None or epoch is best_epoch(self.history, self.plan.monitor):
                 self.best = {name: t.clone() for name, t in self.average.state_dict().items()}
             self._save()
             on_epoch(epoch)
@@ -146,42 +103,87 @@ class Trainer:
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
+        self.objective.start()
         torch.manual_seed(((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank) % 2**63)
         order = torch.randperm(len(self.train), generator=self.generator)
         parts = self.ranks.batches(order, self.plan.batch_size)
         total, sums = 0.0, dict[str, float]()
+        norms = torch.zeros(len(self.model.names), device=self.device)
         for rows in parts:
-            loss, terms = self._step(rows, number, len(parts) * self.plan.epochs)
+            loss, means = self._step(rows, number, len(parts) * self.plan.epochs, norms)
             total += loss
-            for name, value in terms.items():
+            for name, value in means.items():
                 sums[name] = sums.get(name, 0.0) + value
         means = {name: value / len(parts) for name, value in sums.items()}
-        valid = None if self.valid is None else self.ranks.agree(self._validate(self.valid), self.device)
-        return Epoch(number, total / len(parts), valid, means)
+        gradients = dict(zip(self.model.names, (norms / len(parts)).tolist(), strict=True))
+        loss, terms, score = (None, {}, None) if self.valid is None else self._validate(self.valid)
+        loss, score = self.ranks.agree(loss, self.device), self.ranks.agree(score, self.device)
+        return Epoch(number, total / len(parts), loss, means, terms, gradients, score)
 
-    def _step(self, rows: Tensor, epoch: int, steps: int) -> tuple[float, dict[str, float]]:
+    def _step(self, rows: Tensor, epoch: int, steps: int, norms: Tensor) -> tuple[float, dict[str, float]]:
         drop = torch.rand(len(self.spec.inputs), len(rows), generator=self.generator) < self.plan.modality_dropout
+        mixing = self._mixing(len(rows)) if self.plan.mixup else None
         batch = self.train.batch(self.ranks.mine(rows), epoch).to(self.device)
         batch = hide(batch, self.ranks.mine(drop))
         with self._precision():
-            terms = objective(self.spec, self.model(batch.inputs), batch)
-        shares = self.ranks.shares({name: count for name, (_, _, count) in terms.items()})
-        parts = {name: mean * shares[name] for name, (_, mean, _) in terms.items()}
-        loss = torch.stack([terms[name][0] * part for name, part in parts.items()]).sum()
-        total, *means = self.ranks.add_up(torch.stack([loss, *parts.values()]).detach()).tolist()
-        if not math.isfinite(total):
+            outputs = self.model(batch.inputs) if mixing is None else self.model(batch.inputs, mixing)
+            found = terms(self.model, outputs, batch, self.blend, mixing)
+        losses = Losses.of(found, tuple(self.spec.outputs), self.ranks)
+        if not all(map(math.isfinite, losses.means.values())):
             raise PolymodalError(
-                f"training: loss must be finite, got {total} in epoch {epoch}. Lower training.learning_rate."
+                f"training: loss must be finite, got {sum(losses.means.values())} in epoch {epoch}. "
+                f"Lower training.learning_rate."
             )
         self.optimizer.zero_grad()
-        loss.backward()
-        self.ranks.sum_gradients(self.model)
+        total = self._differentiate(losses)
+        norms += self._norms()
         if self.plan.clip:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        factors = [1.0] * len(norms)
+        if self.plan.balance == "ogm_ge":
+            sure = self.ranks.add_up(balance.confidence(self.spec, outputs, batch))
+            factors = balance.coefficients(sure, self.plan.modulation)
+            balance.enhance(self.model, factors, self.generator)
         rate = self.plan.learning_rate * schedule(self.step, steps, self.plan.warm_up)
-        self.optimizer.step(rate)
+        with balance.slowed(self.model, factors):
+            self.optimizer.step(rate)
+        self.objective.step(rate)
         self._update_average()
-        return total, dict(zip(terms, means, strict=True))
+        return total, losses.means
+
+    def _differentiate(self, losses: Losses) -> float:
+        """Set the gradients, summed over ranks; returns what is minimised."""
+        names, weights = tuple(self.spec.outputs), self.objective.weigh(losses)
+        factors: dict[str | None, float] = dict(zip(names, weights.tolist(), strict=True))
+        beside = losses.add({None: 1.0})
+        if self.objective.by_gradient:
+            rows = self.gradients.of([*(losses.add({n: 1.0}) for n in names), beside])
+            self.gradients.give(self.objective.combine(rows[:-1], self.gradients.shared, losses) + rows[-1])
+        elif self.plan.balance == "mmpareto":
+            rows = self.gradients.of([losses.add(factors, own=False), losses.add(factors, own=True), beside])
+            gradient = rows.sum(0)
+            for part in self.gradients.encoders.values():
+                gradient[part] = balance.pareto(rows[0, part], rows[1, part]) + rows[2, part]
+            self.gradients.give(gradient)
+        else:
+            whole = losses.add({**factors, None: 1.0})
+            assert whole is not None
+            whole.backward()
+            self.ranks.sum_gradients(self.model)
+        return float(weights @ losses.tasks) + losses.beside + self.objective.penalty
+
+    def _norms(self) -> Tensor:
+        """L2 norm of the gradient of each input's encoder. (M,)."""
+        encoders = (self.model.encoders[name].parameters() for name in self.model.names)
+        found = [[p.grad for p in encoder if p.grad is not None] for encoder in encoders]
+        return torch.stack([nn.utils.get_total_norm(grads).to(self.device) for grads in found])
+
+    def _mixing(self, count: int) -> Mixing:
+        """Rows to mix in a step of ``count`` rows: this rank's part, all with one share, in a drawn order."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (), generator=self.generator)))
+        share, order = rng.beta(self.plan.mixup, self.plan.mixup), torch.from_numpy(rng.random(count))
+        partner = self.ranks.mine(order).argsort().to(self.device)
+        return Mixing(partner, torch.full((len(partner),), max(share, 1 - share), device=self.device))
 
     @torch.no_grad()
     def _update_average(self) -> None:
@@ -191,21 +193,15 @@ class Trainer:
         for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
             mine.copy_(theirs)  # running statistics are averages already
 
-    @torch.no_grad()
-    def _validate(self, valid: Prepared) -> float:
-        total = 0.0
-        sums: dict[str, float] = dict.fromkeys(self.spec.outputs, 0.0)
-        counts: dict[str, int] = dict.fromkeys(self.spec.outputs, 0)
-        for rows in torch.arange(len(valid)).split(EVALUATION_BATCH):
-            batch = valid.batch(rows).to(self.device)
-            decoded = self.average(batch.inputs).decoded
-            for n, task in self.spec.outputs.items():
-                count = int(batch.targets[n].present.sum())
-                sums[n] += task.loss(decoded[n], batch.targets[n]).item() * count
-                counts[n] += count
-        for n, task in self.spec.outputs.items():
-            total += task.weight * sums[n] / max(1, counts[n])
-        return total
+    def _validate(self, valid: Prepared) -> tuple[float, dict[str, float], float | None]:
+        """Weighted sum of the tasks' losses, each loss by itself, and the monitored score, of the averaged model."""
+        task, name = self.watched or (None, "")
+        means, scores = measure(self.average, valid, self.device, task)
+        return sum(part.weight * means[n] for n, part in self.spec.outputs.items()), means, scores.get(name)
+
+    def _check_monitor(self) -> None:
+        if self.watched is not None and self.valid is not None and not self.history:
+            check_score(self.spec, measure(self.average, self.valid, self.device, self.watched[0])[1])
 
     def _precision(self) -> torch.autocast:
         wanted = self.plan.precision
@@ -217,7 +213,8 @@ class Trainer:
     def _stalled(self) -> bool:
         if not self.plan.patience or self.valid is None or not self.history:
             return False
-        return len(self.history) - 1 - best_epoch(self.history).number >= self.plan.patience
+        best = best_epoch(self.history, self.plan.monitor)
+        return len(self.history) - 1 - best.number >= self.plan.patience
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.ranks.first:
@@ -227,8 +224,10 @@ class Trainer:
         pack("average", self.average.state_dict(), tensors)
         pack("best", self.best, tensors)
         pack("optimizer", self.optimizer.tensors(), tensors)
+        pack("objective", self.objective.tensors(), tensors)
         try:
-            self.checkpoint.write(tensors, {"step": self.step, "history": [asdict(epoch) for epoch in self.history]})
+            history = [asdict(epoch) for epoch in self.history]
+            self.checkpoint.write(tensors, {"step": self.step, "history": history, "blend": self.blend})
         except OSError as error:
             place, self.checkpoint = self.checkpoint.path, None
             warnings.warn(f"{place}: cannot keep the state of the fit, which goes on without: {error}", stacklevel=2)
@@ -239,8 +238,52 @@ class Trainer:
             return
         tensors, state = found
         self.step, self.history = state["step"], [Epoch(**epoch) for epoch in state["history"]]
+        self.blend = state["blend"]
         self.model.load_state_dict(unpack("model", tensors))
         self.average.load_state_dict(unpack("average", tensors))
         self.best = {name: t.to(self.device) for name, t in unpack("best", tensors).items()}
         self.optimizer.load(unpack("optimizer", tensors))
+        self.objective.load(unpack("objective", tensors))
         self.generator.set_state(tensors["random/order"])
+
+
+def blending(model: Model, train: Prepared, valid: Prepared | None, device: torch.device) -> dict[str, float]:
+    """Weights of the tasks' and the own heads' losses for gradient blending, by the terms' names. The model stays.
+
+    Offline G-Blend: each branch is trained apart, from the weights that the model has now, and judged by how its
+    losses on training and validation rows have changed. Own heads share no parameter with one another, so one training
+    serves them all, and a second one the fused answers. Several tasks are trained together. The trainings have at
+    most `ESTIMATE_EPOCHS` epochs where the paper's have as many as the fit, and no clipping, which would tie branches.
+
+    Raises:
+        SpecError: there are no validation rows.
+
+    Source: Wang et al. 2020 (arXiv:1905.12681), algorithms 1 and 2.
+    """
+    if valid is None:
+        raise SpecError(
+            "training.balance: gradient_blending must have validation rows to estimate its weights, got none. "
+            "Give some, or choose another balance."
+        )
+    plan = model.spec.training.model_copy(
+        update={"epochs": min(ESTIMATE_EPOCHS, model.spec.training.epochs), "clip": 0.0, "objective": "joint",
+                "monitor": "loss", "mixup": 0.0, "alignment": None}
+    )  # fmt: skip
+
+    def losses(judged: Model) -> dict[str, tuple[float, float]]:
+        sides = [measure(judged.eval(), rows, device)[0] for rows in (train, valid)]
+        return {label: (sides[0][label], sides[1][label]) for label in sides[0]}
+
+    before, after = losses(copy.deepcopy(model).to(device)), dict[str, tuple[float, float]]()
+    for fused in (True, False):
+        branch = copy.deepcopy(model)
+        branch.spec = model.spec.model_copy(update={"training": plan})
+        chosen = {label: float((label in model.spec.outputs) == fused) for label in before}
+        Trainer(branch, train, None, device, blend=chosen).run()
+        after |= {label: pair for label, pair in losses(branch).items() if chosen[label]}
+    found = {}
+    for n in model.spec.outputs:
+        labels = [n, *(f"{n} from {name}" for name in model.names)]
+        found |= balance.blend({x: before[x] for x in labels}, {x: after[x] for x in labels})
+    ranks = Ranks.current()
+    return {label: ranks.agree(weight, device) or 0.0 for label, weight in found.items()}

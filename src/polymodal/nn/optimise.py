@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
 NOISE = 1e-7
@@ -65,6 +66,23 @@ class AdamW:
             if f"{i}/0" in tensors:
                 first, second, steps = (tensors[f"{i}/{k}"].to(p.device) for k in range(3))
                 self.state[p] = first, second, steps
+
+
+def schedule(step: int, steps: int, warm_up: float) -> float:
+    """Factor of the learning rate: linear warm-up, then half a cosine down to 0."""
+    rise = round(steps * warm_up)
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, memory: int = 10) -> Tensor:
