@@ -13,11 +13,14 @@ import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pytest
+import torch
 from PIL import Image
 
 import polymodal as pm
+import shy
 from polymodal.errors import BundleError, DataError
 from polymodal.nn import weights
+from polymodal.nn.adapt import Thawed
 from polymodal.nn.weights import PACKAGED
 from tiny import SCRATCH, columns, fitted, picture, sound, spec
 
@@ -136,7 +139,7 @@ def edit(saved, **changes):
 
 def test_a_newer_format_is_refused(saved):
     edit(saved, bundle=99, polymodal="9.9")
-    with pytest.raises(BundleError, match=r"format must be at most 1, got 99\. Install polymodal 9\.9"):
+    with pytest.raises(BundleError, match=r"format must be at most 2, got 99\. Install polymodal 9\.9"):
         pm.load(saved)
 
 
@@ -171,6 +174,93 @@ def test_another_backbone_than_in_training_is_refused(saved):
 def test_an_unknown_device_is_a_clear_error(saved):
     with pytest.raises(pm.SpecError, match=r"device must be auto, cpu, cuda .* got 'gpu7'"):
         pm.load(saved, device="gpu7")
+
+
+# Adapted backbones
+
+
+@pytest.fixture(scope="module")
+def adapted():
+    """A bundle whose backbone was changed twice, without a fit between."""
+    plain, rows = shy.fitted(shy.table(60)), []
+    base = shy.deaf()
+    for method, change in (("lora", 0.3), ("last", 0.7)):
+        thawed = Thawed(base, method)
+        with torch.no_grad():
+            for parameter in thawed.parameters:
+                parameter.add_(change)
+        rows.append(thawed.adapter())
+        base = rows[-1].apply(base)
+    embedder = plain.embedder.with_adapted("a", base)
+    return pm.Bundle(plain.spec, plain.model, plain.report, plain.device, embedder, adapters={"a": tuple(rows)})
+
+
+@pytest.fixture
+def held(adapted, tmp_path):
+    return adapted.save(tmp_path / "model")
+
+
+def vectors():
+    return {name: cells for name, cells in shy.table(10, seed=2).items() if name != "y"}
+
+
+def test_an_adapted_backbone_comes_back_bit_for_bit(adapted, held):
+    loaded = pm.load(held)
+    assert list(loaded.predict(vectors())) == list(adapted.predict(vectors()))
+    assert loaded.embedder.digests == adapted.embedder.digests
+    assert list(loaded.predict(vectors())) != list(shy.fitted(shy.table(60)).predict(vectors()))
+    again = loaded.save(held.with_name("again"))
+    assert (again / "adapters.safetensors").read_bytes() == (held / "adapters.safetensors").read_bytes()
+
+
+def test_the_manifest_says_what_was_adapted(held, model):
+    manifest = json.loads((held / "spec.json").read_text())
+    assert manifest["bundle"] == 2
+    assert [entry["method"] for entry in manifest["adapters"]] == ["lora", "last"]
+    assert manifest["adapters"][0] == {"input": "a", "method": "lora", "rank": 8, "alpha": 16.0, "layers": ["1"]}
+    plain = model.save(held.with_name("plain"))
+    assert json.loads((plain / "spec.json").read_text())["bundle"] == 1  # what older versions read too
+    assert not (plain / "adapters.safetensors").exists()
+
+
+def test_damaged_adapters_are_refused(held):
+    content = bytearray((held / "adapters.safetensors").read_bytes())
+    content[-1] ^= 1
+    (held / "adapters.safetensors").write_bytes(bytes(content))
+    with pytest.raises(BundleError, match=r"adapters\.safetensors must be the file that was saved"):
+        pm.load(held)
+    (held / "adapters.safetensors").unlink()
+    with pytest.raises(BundleError, match=r"adapters\.safetensors must be readable"):
+        pm.load(held)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "dora"}, "method must be one of"),
+        ({"rank": 0}, "rank and alpha must be above 0"),
+        ({"layers": ["0"]}, r"adapter 0 must change \['0'\], got \['1'\]"),
+        ({"input": "b"}, "must be of an input with a backbone, got 'b'"),
+        ({"input": "c"}, "must be of an input with a backbone, got 'c'"),
+        ({"method": "last"}, "a: adapter must be of this backbone"),
+        ({"alpha": 3.0}, "the backbone of input 'a' must have digest"),
+    ],
+)
+def test_adapters_that_make_no_sense_are_refused(held, change, message):
+    listed = json.loads((held / "spec.json").read_text())["adapters"]
+    edit(held, adapters=[listed[0] | change, listed[1]])
+    with pytest.raises(BundleError, match=message):
+        pm.load(held)
+
+
+def test_a_manifest_that_leaves_adapters_out_is_refused(held):
+    for adapters in ([], {}, None):
+        edit(held, adapters=adapters)
+        with pytest.raises(BundleError, match="must name what it holds, got no adapters"):
+            pm.load(held)
+    edit(held, adapters=[{"input": "a"}])
+    with pytest.raises(BundleError, match="adapters must be as this version writes them"):
+        pm.load(held)
 
 
 # What predict takes

@@ -18,8 +18,8 @@ from PIL import Image
 
 import polymodal as pm
 from polymodal import cli
-from polymodal.part import Fusion, Modality, Task
-from polymodal.settings import Data, Split, Training
+from polymodal.part import Fusion, Modality, Part, Task
+from polymodal.settings import Alignment, Data, Manifold, Split, Training
 from polymodal.spec import Spec
 
 ROOT = Path(__file__).parents[1]
@@ -29,9 +29,9 @@ FRUIT = {"apple": (200, 40, 40), "pear": (160, 190, 60), "plum": (110, 40, 130)}
 LEARNED = {
     "text": {"vocabulary"},
     "table": {"seen", "scales", "levels", "rares"},
-    "classify": {"temperature", "weights"},
-    "multilabel": {"temperature", "thresholds", "positive"},
-    "regress": {"mean", "scale", "spread", "residual"},
+    "classify": {"temperature", "weights", "set_threshold"},
+    "multilabel": {"temperature", "thresholds", "positive", "set_threshold"},
+    "regress": {"mean", "scale", "spread", "residual", "margin"},
 }
 """Fields that fitting sets; a user does not."""
 
@@ -176,6 +176,7 @@ def ours(kind):
 def groups():
     """Name of a table of options -> class whose fields it lists."""
     found = {"Spec": Spec, "Training": Training, "Split": Split, "Data": Data}
+    found |= {"Training.alignment": Alignment, "Training.manifold": Manifold}
     for kind in (Modality, Task):
         found |= {
             f"{kind.__name__}.{n}": part for n, part in kind.known.items() if part.__module__.startswith("polymodal.")
@@ -188,8 +189,9 @@ def groups():
 
 def options(cls):
     """Name of each field that a user may set -> its default as a table shows it."""
-    learned = LEARNED.get(cls.model_fields["type"].default, set()) if "type" in cls.model_fields else set()
-    common = {"type", "column", "weight"} if "type" in cls.model_fields else set()
+    part = issubclass(cls, Part)
+    learned = LEARNED.get(cls.model_fields["type"].default, set()) if part else set()
+    common = {"type", "column", "weight"} if part else set()
     return {f.alias or n: shown(f) for n, f in cls.model_fields.items() if n not in learned | common}
 
 

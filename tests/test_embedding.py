@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import polymodal as pm
+import shy
 from polymodal.data.embedding import Embedder
 from polymodal.errors import BundleError
+from polymodal.nn.adapt import Thawed
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Modality
@@ -124,6 +126,42 @@ def test_without_store_shares_the_loaded_backbones():
     assert other.store is None
     assert one.store is not None
     assert other._ready is one._ready
+
+
+def test_an_adapted_backbone_takes_the_place_of_its_modalitys(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path))
+    one = embedder("test-shy")
+    x = one.modalities["it"].collate([torch.ones(2, 4), None])
+    thawed = Thawed(shy.deaf(), "all")
+    with torch.no_grad():
+        thawed.parameters[-1].fill_(0.5)
+    changed = thawed.adapter().apply(shy.deaf())
+    other = one.with_adapted("it", changed)
+    assert other.backbone("it") is changed
+    assert one.backbone("it") is shy.deaf()
+    assert (one.adapted, other.digests) == ({}, {"it": changed.digest})
+    assert one.key("it") != other.key("it")
+    assert one.embed("it", x).values[0].tolist() == [[0.0, 1.0, 1.0, 1.0]] * 2
+    assert other.embed("it", x).values[0].tolist() == [[2.0] * 4] * 2
+    assert torch.equal(other.without_store().embed("it", x).values, other.embed("it", x).values)
+
+
+def test_an_embedder_forgets_what_it_kept_of_an_adapted_backbone(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path))
+    one = embedder("test-shy")
+    one.store = pm.FeatureStore()
+    other = one.with_adapted("it", Thawed(shy.deaf(), "all").adapter().apply(shy.deaf()))
+    x = one.modalities["it"].collate([torch.ones(2, 4)])
+    for each in (one, other):
+        each.embed("it", x)
+        each.store.open(each.key("it"))
+    other.forget("it")
+    assert (tmp_path / one.key("it")).is_dir()
+    assert not (tmp_path / other.key("it")).exists()
+    assert [path.name.startswith("deaf-1-") for path in (tmp_path / "graphs").iterdir()] == [True]
+    other.forget("it")
+    with pytest.raises(ValueError, match="adapted backbone, got 'it'"):
+        one.forget("it")
 
 
 def test_the_environment_chooses_the_runtime(monkeypatch):

@@ -17,12 +17,15 @@ if TYPE_CHECKING:
     from polymodal.data.table import Table as Table
     from polymodal.data.write import check_ending as check_ending
     from polymodal.data.write import write_table as write_table
+    from polymodal.diagnose.run import Diagnosis as Diagnosis
     from polymodal.errors import BundleError as BundleError
     from polymodal.errors import DataError as DataError
     from polymodal.errors import PolymodalError as PolymodalError
     from polymodal.errors import SpecError as SpecError
     from polymodal.evaluate import Report as Report
     from polymodal.fitting import fit as fit
+    from polymodal.improving.run import Improvement as Improvement
+    from polymodal.improving.run import improve as improve
     from polymodal.inspection import inspect as inspect
     from polymodal.nn.weights import PACKAGED as PACKAGED
     from polymodal.part import Fusion as Fusion
@@ -31,14 +34,27 @@ if TYPE_CHECKING:
     from polymodal.part import Task as Task
     from polymodal.part import VectorTask as VectorTask
     from polymodal.ranks import Ranks as Ranks
+    from polymodal.report.diagnosis import save_diagnosis as save_diagnosis
+    from polymodal.report.improvement import save_improvement as save_improvement
     from polymodal.report.page import save_page as save_page
+    from polymodal.searching.result import SearchResult as SearchResult
+    from polymodal.searching.run import search as search
     from polymodal.spec import Spec as Spec
+    from polymodal.tracking import Tracker as Tracker
     from polymodal.types import Batch as Batch
     from polymodal.types import Fused as Fused
     from polymodal.types import Masked as Masked
     from polymodal.types import Outputs as Outputs
 
 _HOMES = {
+    "Tracker": "tracking",
+    "search": "searching.run",
+    "SearchResult": "searching.result",
+    "save_improvement": "report.improvement",
+    "save_diagnosis": "report.diagnosis",
+    "improve": "improving.run",
+    "Improvement": "improving.run",
+    "Diagnosis": "diagnose.run",
     "Bundle": "bundle",
     "FeatureStore": "data.features",
     "Table": "data.table",

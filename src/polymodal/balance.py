@@ -42,7 +42,7 @@ def confidence(spec: Spec, outputs: Outputs, batch: Batch) -> Tensor:
 
 
 def coefficients(confidence: Tensor, modulation: float) -> list[float]:
-    """Factor of the step of each input's encoder: 1 - tanh(modulation * rho) for inputs ahead of the others (rho > 1), else 1.
+    """Factor of the step of each input's encoder: 1 - tanh(modulation * rho) where it leads (rho > 1), else 1.
 
     rho of an input is its confidence over the mean confidence of the others. With two inputs that have all rows this
     is the paper's ratio of sums; the mean over several others, and the mean over the rows that have an

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
-from polymodal.data.loader import prepare
+from polymodal.data.loader import Prepared, prepare
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
+from polymodal.diagnose.run import Diagnosis, diagnose
 from polymodal.errors import BundleError, DataError
 from polymodal.evaluate import BATCH, Report, evaluate
+from polymodal.explain.rows import explain as explain_rows
 from polymodal.folder import Content, check_place
 from polymodal.model import Model
 from polymodal.nn import weights
+from polymodal.nn.adapt import Adapter, adapted
+from polymodal.nn.backbone import Backbone
 from polymodal.predictions import Predictions
 from polymodal.spec import Spec
 
@@ -37,6 +42,7 @@ class Bundle:
         device: that the model runs on.
         embedder: the frozen backbones; its store serves `evaluate`, not `predict`.
         warnings: of the fit, for a person.
+        adapters: input name -> changes of its backbone since it was pretrained, in order.
     """
 
     spec: Spec
@@ -45,36 +51,51 @@ class Bundle:
     device: torch.device
     embedder: Embedder
     warnings: list[str] = field(default_factory=list)
+    adapters: Mapping[str, Sequence[Adapter]] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         """What goes in, what comes out, where it runs."""
         return f"Bundle({', '.join(self.spec.inputs)} -> {', '.join(self.spec.outputs)}, {self.device})"
 
     def predict(
-        self, table: Any, *, strict: bool = False, allow_paths: bool = True, progress: Progress = silent
+        self,
+        table: Any,
+        *,
+        explain: bool | Literal["inputs"] = False,
+        strict: bool = False,
+        allow_paths: bool = True,
+        progress: Progress = silent,
     ) -> Predictions:
         """Predict every row.
 
         Args:
             table: rows (a list of mappings), a path, or any table `Table.read` takes. Columns may be left out and
                 cells may be None: that input is then absent.
+            explain: also say what each input did to the answer, and each word, region, stretch or column of it, which
+                takes many passes per row; ``inputs`` leaves the second out (see `polymodal.explain.rows.explain`).
             strict: raise on a broken cell instead of counting it as absent.
             allow_paths: whether cells may name files and URLs.
             progress: told how far it is.
 
         Raises:
             DataError: the table cannot be read, or no input's column is in it.
+            SpecError: explanations need a package that is not installed.
         """
         rows, predictions = Table.read(table), Predictions()
         for start in range(0, len(rows), CHUNK):
             chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
-            self._predict_chunk(chunk, predictions, start, strict, allow_paths)
+            prepared = self._predict_chunk(chunk, predictions, start, strict, allow_paths)
+            if explain:
+                predictions.explanations += explain_rows(
+                    self.model, prepared, chunk, self.embedder.without_store(), self.device, parts=explain is True,
+                    allow_paths=allow_paths, seed=self.spec.seed,
+                )  # fmt: skip
             progress("predict", min(start + CHUNK, len(rows)), len(rows))
         return predictions
 
     def _predict_chunk(
         self, chunk: Table, predictions: Predictions, first: int, strict: bool, allow_paths: bool
-    ) -> None:
+    ) -> Prepared:
         prepared = prepare(
             self.spec, chunk, self.embedder.without_store(), targets=False, strict=strict, allow_paths=allow_paths,
             first=first,
@@ -87,6 +108,7 @@ class Bundle:
             predictions += [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
             present = {name: x.present.tolist() for name, x in batch.inputs.items()}
             predictions.absent += [[name for name in present if not present[name][i]] for i in range(len(rows))]
+        return prepared
 
     def evaluate(
         self, table: Any, *, strict: bool = False, seed: int | None = None, progress: Progress = silent
@@ -107,6 +129,43 @@ class Bundle:
             raise DataError(f"{prepared.report.source} must have labelled rows to evaluate on, got none.")
         return evaluate(self.model, prepared, self.device, self.spec.seed if seed is None else seed)
 
+    def diagnose(
+        self,
+        table: Any,
+        *,
+        train: Any = None,
+        metric: str | None = None,
+        curve_rows: int = 32,
+        repeats: int = 300,
+        strict: bool = False,
+        seed: int | None = None,
+        progress: Progress = silent,
+    ) -> Diagnosis:
+        """Say what each input carries, what the model makes of it, where it breaks, and which one is weak.
+
+        Args:
+            table: labelled rows that the model has not learned from; anything `Table.read` takes.
+            train: table that it has learned from, to look for the same content in.
+            metric: score to judge by; each task's headline score when not given.
+            curve_rows: rows whose cells are corrupted step by step; 0 leaves the curves out.
+            repeats: resamples behind each interval.
+            strict: raise on a broken cell instead of counting it as absent.
+            seed: of resamples, permutations and noises; the spec's when not given.
+            progress: told how far it is.
+
+        Raises:
+            DataError: a table cannot be used, or nothing is labelled.
+            SpecError: no task has the metric.
+        """
+        table = Table.read(table)
+        prepared = prepare(self.spec, table, self.embedder, strict=strict, progress=progress)
+        learned = None if train is None else prepare(self.spec, Table.read(train), self.embedder, progress=progress)
+        return diagnose(
+            self.model, prepared, table, self.embedder, self.device, fit_report=self.report.get("fit", {}),
+            metric=metric, curve_rows=curve_rows, repeats=repeats, train=learned,
+            seed=self.spec.seed if seed is None else seed, progress=progress,
+        )  # fmt: skip
+
     @staticmethod
     def check_place(path: str | Path) -> Path:
         """The absolute path of a folder that a bundle may be written to.
@@ -126,7 +185,7 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written. What was there stays.
         """
-        content = Content(self.spec, self.model.state_dict(), self.report, self.embedder.digests)
+        content = Content(self.spec, self.model.state_dict(), self.report, self.embedder.digests, self.adapters)
         return content.write(path, self.embedder.copy_files if self_contained else None)
 
     @classmethod
@@ -141,11 +200,29 @@ class Bundle:
         if (path / "backbones").is_dir():
             weights.search_also(path / "backbones")
         content, chosen = Content.read(path), choose_device(device)
-        embedder = Embedder(content.spec, chosen, store)
+        embedder = Embedder(content.spec, chosen, store, _adapted(content, path))
         embedder.check(content.backbones, path)
         model = Model(content.spec)
         try:
             model.load_state_dict(content.weights)
         except RuntimeError as error:
             raise BundleError(f"{path / 'weights.safetensors'} must fit the spec: {error}") from None
-        return cls(content.spec, model.to(chosen).eval(), content.report, chosen, embedder)
+        return cls(content.spec, model.to(chosen).eval(), content.report, chosen, embedder, adapters=content.adapters)
+
+
+def _adapted(content: Content, path: Path) -> dict[str, Backbone]:
+    """Backbones with their changes merged, by input.
+
+    Raises:
+        BundleError: a change is of no input, or of another backbone.
+    """
+    found = {}
+    for name, adapters in content.adapters.items():
+        base = content.spec.inputs[name].backbone() if name in content.spec.inputs else None
+        if base is None:
+            raise BundleError(f"{path}: an adapter must be of an input with a backbone, got {name!r}. Copy it again.")
+        try:
+            found[name] = adapted(base, adapters)
+        except BundleError as error:
+            raise BundleError(f"{path / 'adapters.safetensors'}: {name}: {error}") from None
+    return found

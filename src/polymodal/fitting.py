@@ -23,6 +23,7 @@ from polymodal.nn.weights import PACKAGED
 from polymodal.ranks import Ranks
 from polymodal.sides import Sides, Tables, arguments
 from polymodal.spec import Spec
+from polymodal.tracking import Track, Tracking
 
 
 def fit(  # noqa: PLR0913  (the one call that most users make: each argument stands for itself)
@@ -37,6 +38,7 @@ def fit(  # noqa: PLR0913  (the one call that most users make: each argument sta
     strict: bool = False,
     cache: bool = True,
     resume: str | Path | None = None,
+    track: Track = (),
     progress: Progress = silent,
 ) -> Bundle:
     """Fit a model to a table.
@@ -53,17 +55,20 @@ def fit(  # noqa: PLR0913  (the one call that most users make: each argument sta
         cache: keep what frozen backbones give on disk, for the next fit on the same content.
         resume: file for the state of an unfinished fit: written after every epoch, read if it belongs to this very fit,
             removed at the end.
+        track: who follows the fit: ``tensorboard``, ``wandb`` or ``mlflow`` (extras of that name), each perhaps with a
+            folder, project or experiment after a colon, or a `Tracker` of your own; one or several.
         progress: told what is being done, how much of it is done and how much there is.
 
     Raises:
-        SpecError: the spec is wrong, or does not fit the table.
+        SpecError: the spec is wrong, or does not fit the table; a tracker cannot begin.
         DataError: the table cannot be used.
     """
+    tracking = Tracking(track)
     spec, tables = arguments(spec, table, target, {"valid": valid, "test": test})
     if seed is not None and seed < 0:
         raise SpecError(f"seed must be 0 or more, got {seed}.")
     spec = spec if seed is None else spec.model_copy(update={"seed": seed})
-    run = _Fit(spec, tables, choose_device(device), FeatureStore() if cache else None, strict, progress)
+    run = _Fit(spec, tables, choose_device(device), FeatureStore() if cache else None, strict, progress, tracking)
     return run.bundle(None if resume is None else Path(resume))
 
 
@@ -78,9 +83,11 @@ class _Fit:
         store: FeatureStore | None,
         strict: bool,
         progress: Progress,
+        tracking: Tracking,
     ) -> None:
         self.spec, self.tables, self.device, self.store = spec, tables, device, store
         self.strict, self.progress, self.ranks = strict, progress, Ranks.join(device)
+        self.tracking = tracking if self.ranks.first else Tracking()
         self.clock = {"started": time.perf_counter(), "cpu": time.process_time()}
 
     def bundle(self, resume: Path | None) -> Bundle:
@@ -88,26 +95,27 @@ class _Fit:
         sides = Sides.of(
             self.spec, self.tables, self.device, self.store, strict=self.strict, progress=self.progress
         )  # fmt: skip
-        spec, parts = sides.spec, sides.parts
-        learner = Learner(spec, self.device, resume, self._fingerprint(spec, parts), self.progress)
-        learned = learner.learn(parts["train"], parts.get("valid"))
-        report = self._report(learned, parts)
+        rows = {side: len(part) for side, part in sides.parts.items()}
+        with self.tracking.run(self.spec, {"rows": rows, "device": str(self.device)}) as done:
+            bundle = self._learn(sides, resume)
+            done(bundle.report)
+        return bundle
+
+    def _learn(self, sides: Sides, resume: Path | None) -> Bundle:
+        learner = Learner(
+            sides.spec, self.device, resume, self._fingerprint(sides), self.progress, self.tracking.log
+        )  # fmt: skip
+        learned = learner.learn(sides.parts["train"], sides.parts.get("valid"))
+        report = self._report(learned, sides.parts)
         if self.ranks.first:
             learner.clear()
         warnings = sides.warnings + _missing_backbones(self.spec)
         return Bundle(learned.model.spec, learned.model, report, self.device, sides.embedder, warnings)
 
-    def _fingerprint(self, spec: Spec, sides: Mapping[str, Prepared]) -> str:
+    def _fingerprint(self, sides: Sides) -> str:
         """Name of this very fit: its spec, its rows to learn from and to choose on, and their content."""
-        state = hashlib.sha256(spec.model_dump_json().encode())
-        for side in ("train", "valid"):
-            if (part := sides.get(side)) is not None:
-                state.update(f"{side} {len(part)}".encode() + part.rows.numpy().tobytes())
-                for name in sorted(part.digests):
-                    state.update(part.digests[name][0].tobytes())
-                for name in sorted(part.targets):
-                    state.update(part.targets[name].values.numpy().tobytes())
-        return f"{state.hexdigest()}-{self.ranks.world}"
+        spec = hashlib.sha256(sides.spec.model_dump_json().encode()).hexdigest()
+        return f"{spec}-{sides.digest}-{self.ranks.world}"
 
     def _report(self, learned: Learned, sides: Mapping[str, Prepared]) -> dict[str, Any]:
         model = learned.model

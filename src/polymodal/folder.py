@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,12 +20,16 @@ from torch import Tensor
 from polymodal import __version__
 from polymodal.card import card
 from polymodal.errors import BundleError, PolymodalError
+from polymodal.nn.adapt import Adapter
 from polymodal.spec import Spec
 
-FORMAT = 1
-"""Version of the layout. A newer one is refused."""
+FORMAT = 2
+"""Newest version of the layout that is read. 2 adds adapted backbones; without any, 1 is written."""
 
-FILES = {"spec.json", "weights.safetensors", "report.json", "README.md", "backbones", "spec.yaml", "report.html"}
+FILES = {
+    "spec.json", "weights.safetensors", "adapters.safetensors", "report.json", "README.md", "backbones", "spec.yaml",
+    "report.html",
+}  # fmt: skip
 """Everything that a bundle's folder may hold: it is replaced as a whole."""
 
 
@@ -38,12 +42,14 @@ class Content:
         weights: state of the model.
         report: of the fit, as JSON.
         backbones: input name -> digest of the frozen backbone it was trained with.
+        adapters: input name -> changes of its backbone, in the order in which they were made.
     """
 
     spec: Spec
     weights: Mapping[str, Tensor]
     report: dict[str, Any]
     backbones: Mapping[str, str]
+    adapters: Mapping[str, Sequence[Adapter]] = field(default_factory=dict)
 
     def write(self, path: str | Path, copy_backbones: Callable[[Path], None] | None = None) -> Path:
         """Write the folder, whole or not at all.
@@ -73,18 +79,26 @@ class Content:
         return path
 
     def _fill(self, folder: Path) -> None:
-        content = save_tensors({name: t.detach().cpu().contiguous() for name, t in self.weights.items()})
-        (folder / "weights.safetensors").write_bytes(content)
         manifest = {
-            "bundle": FORMAT,
+            "bundle": FORMAT if self.adapters else 1,
             "polymodal": __version__,
-            "weights_sha256": hashlib.sha256(content).hexdigest(),
+            "weights_sha256": _put(folder / "weights.safetensors", self.weights),
             "backbones": self.backbones,
             "spec": self.spec.model_dump(mode="json"),
         }
+        if self.adapters:
+            manifest |= self._put_adapters(folder / "adapters.safetensors")
         (folder / "spec.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
-        (folder / "README.md").write_text(card(self.spec, self.report), encoding="utf-8")
+        (folder / "README.md").write_text(card(self.spec, self.report) + _improvements(self.report), encoding="utf-8")
+
+    def _put_adapters(self, file: Path) -> dict[str, Any]:
+        """Write the adapters' tensors, named by their place in the list that the manifest gets."""
+        flat = [(name, adapter) for name, adapters in self.adapters.items() for adapter in adapters]
+        tensors = {f"{i}/{key}": t for i, (_, adapter) in enumerate(flat) for key, t in adapter.tensors.items()}
+        kept = ("method", "rank", "alpha", "layers")
+        listed = [{"input": name} | {key: getattr(adapter, key) for key in kept} for name, adapter in flat]
+        return {"adapters": listed, "adapters_sha256": _put(file, tensors)}
 
     @classmethod
     def read(cls, path: Path) -> Self:
@@ -94,8 +108,8 @@ class Content:
             BundleError: it is no bundle, is incomplete or damaged, or is of a newer version.
         """
         manifest = read_manifest(path)
-        spec, weights = _spec(path, manifest), _weights(path, manifest)
-        return cls(spec, weights, _report(path), manifest.get("backbones", {}))
+        spec, weights = _spec(path, manifest), _tensors(path / "weights.safetensors", manifest.get("weights_sha256"))
+        return cls(spec, weights, _report(path), manifest.get("backbones", {}), _adapters(path, manifest))
 
 
 def check_place(path: str | Path) -> Path:
@@ -168,13 +182,49 @@ def _spec(path: Path, manifest: Mapping[str, Any]) -> Spec:
         ) from None
 
 
-def _weights(path: Path, manifest: Mapping[str, Any]) -> dict[str, Tensor]:
-    file = path / "weights.safetensors"
+def _adapters(path: Path, manifest: Mapping[str, Any]) -> dict[str, tuple[Adapter, ...]]:
+    """Changes of backbones by input; none in a bundle that holds no such file."""
+    listed, file = manifest.get("adapters", []), path / "adapters.safetensors"
+    if not listed:
+        if file.exists():
+            raise BundleError(f"{file}: {path / 'spec.json'} must name what it holds, got no adapters. Copy it again.")
+        return {}
+    tensors, found = _tensors(file, manifest.get("adapters_sha256")), dict[str, tuple[Adapter, ...]]()
+    try:
+        for i, entry in enumerate(listed):
+            own = {key.partition("/")[2]: t for key, t in tensors.items() if key.partition("/")[0] == str(i)}
+            adapter = Adapter(entry["method"], entry["rank"], entry["alpha"], own)
+            if set(adapter.layers) != set(entry["layers"]):
+                raise BundleError(f"adapter {i} must change {entry['layers']}, got {adapter.layers}.")
+            found[entry["input"]] = (*found.get(entry["input"], ()), adapter)
+    except (KeyError, TypeError, BundleError) as error:
+        raise BundleError(f"{path / 'spec.json'}: adapters must be as this version writes them: {error}") from None
+    return found
+
+
+def _improvements(report: Mapping[str, Any]) -> str:
+    """What the card says of later trainings of single inputs; nothing where there was none."""
+    lines = []
+    for one in report.get("improvements", []):
+        sides = [f"{one[side]['score']:.3f}" for side in ("before", "after") if "score" in one[side]]
+        score = f": {one['metric']} {' -> '.join(sides)} on {one['rows']} validation rows" if sides else ""
+        lines.append(f"- {one['input']} ({one['method'] or 'learned anew'}){score}.")
+    return "\n".join(["", "## Improvements", "", *lines, ""]) if lines else ""
+
+
+def _put(file: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write tensors; their sha256."""
+    content = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+    file.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def _tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:
     try:
         content = file.read_bytes()
     except OSError as error:
         raise BundleError(f"{file} must be readable, got {error.strerror}. The bundle is incomplete.") from None
-    if hashlib.sha256(content).hexdigest() != manifest.get("weights_sha256"):
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise BundleError(
             f"{file} must be the file that was saved, got {len(content)} other bytes. Copy the bundle again."
         )

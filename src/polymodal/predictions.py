@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ class Predictions(list[dict[str, dict[str, Any]]]):
 
     Attributes:
         absent: per row, the inputs that had nothing usable.
+        explanations: per row, if asked for: task name -> what each input, and each piece of it, did to the answer.
         reports: what cleaning did, one report for each chunk of rows; rows are numbered through the whole table.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.absent: list[list[str]] = []
+        self.explanations: list[dict[str, Any]] = []
         self.reports: list[DataReport] = []
 
     @property
@@ -32,16 +35,27 @@ class Predictions(list[dict[str, dict[str, Any]]]):
         return merged(self.reports).warnings() if self.reports else []
 
     def to_columns(self) -> dict[str, list[Any]]:
-        """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``."""
+        """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``.
+
+        Explanations, where there are any, are JSON in ``explanation``.
+        """
         columns: dict[str, list[Any]] = {}
         for number, row in enumerate(self):
             flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}
             for key, value in flat.items():
                 columns.setdefault(key, [None] * number).append(value)
-        label = "absent"
-        while label in columns:  # a task may be called so
-            label += "_inputs"
-        return columns | {label: [", ".join(names) for names in self.absent]}
+        columns |= {_free("absent", columns): [", ".join(names) for names in self.absent]}
+        if self.explanations:
+            told = [json.dumps(row, ensure_ascii=False) for row in self.explanations]
+            columns |= {_free("explanation", columns): told}
+        return columns
+
+
+def _free(label: str, columns: Mapping[str, Any]) -> str:
+    """The label, made longer where a task is called so."""
+    while label in columns:
+        label += "_inputs"
+    return label
 
 
 def _flatten(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

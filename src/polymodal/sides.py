@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from polymodal.data.split import split
 from polymodal.data.table import Table
 from polymodal.errors import DataError, SpecError, suggest
 from polymodal.ranks import Ranks
+from polymodal.settings import Split
 from polymodal.spec import Spec
 
 SPEC_FILES = (".yaml", ".yml", ".json")
@@ -45,6 +47,41 @@ class Tables:
             DataError: a column of the spec is missing.
             SpecError: the split and the tables contradict each other.
         """
+        chosen, classes = self._plan(spec)
+        return split(self.train, chosen, classes)
+
+    def folds(self, spec: Spec, count: int) -> list[dict[str, np.ndarray]]:
+        """Row numbers of ``train`` by side, once for each fold of a cross-validation; rows to test are in none.
+
+        Every other row validates in one fold and trains in the rest, divided as the spec's split says: at random,
+        stratified, by group. By time, the rows are cut into one block more than there are folds, and each block but
+        the first validates what the blocks before it have taught.
+
+        Args:
+            spec: whose split says how.
+            count: number of folds, 2 or more.
+
+        Raises:
+            DataError: a column of the spec is missing, or there are too few rows or groups.
+            SpecError: there is a table to validate on, or the split and the tables contradict each other.
+        """
+        if "valid" in self.others:
+            raise SpecError(f"folds must be 1 with a table to validate on, got {count}. Leave one of them out.")
+        (chosen, classes), sides = self._plan(spec), self.divide(spec)
+        whole = rest = np.union1d(sides["train"], sides["valid"])
+        found, timed = [], chosen.by == "time"
+        for left in range(count + timed, 1, -1):
+            plan = chosen.model_copy(update={"given": None, "valid": 1 / left, "test": 0.0})
+            try:
+                parts = split(self.train.select(rest), plan, classes)
+            except DataError as error:
+                raise DataError(f"folds: the rows must make {count} of them: {error}") from None
+            held, rest = rest[parts["valid"]], rest[parts["train"]]
+            found.append({"train": rest if timed else np.setdiff1d(whole, held), "valid": held})
+        return found[::-1] if timed else [*found, {"train": np.setdiff1d(whole, rest), "valid": rest}]
+
+    def _plan(self, spec: Spec) -> tuple[Split, dict[str, bool]]:
+        """How to split, and which target columns hold classes."""
         for name, part in (*spec.inputs.items(), *spec.outputs.items()):
             for column in part.columns(name):
                 if column not in self.train:
@@ -60,8 +97,7 @@ class Tables:
                 "Leave one out."
             )
         chosen = chosen.model_copy(update={**given, "seed": spec.seed if chosen.seed is None else chosen.seed})
-        classes = {c: task.kind == "classify" for n, task in spec.outputs.items() for c in task.columns(n)}
-        return split(self.train, chosen, classes)
+        return chosen, {c: task.kind == "classify" for n, task in spec.outputs.items() for c in task.columns(n)}
 
     def fit_parts(self, spec: Spec, rows: np.ndarray, progress: Progress = silent) -> Spec:
         """The spec, its parts fitted to some rows of ``train``."""
@@ -121,12 +157,16 @@ class Sides:
         device: torch.device,
         store: FeatureStore | None,
         *,
+        rows: Mapping[str, np.ndarray] | None = None,
         fitted: bool = False,
         strict: bool = False,
         progress: Progress = silent,
     ) -> Sides:
-        """Divide, fit the parts unless they are ``fitted``, and prepare. The first rank fills the feature store."""
-        ranks, rows = Ranks.join(device), tables.divide(spec)
+        """Divide unless the ``rows`` of each side are given, fit the parts unless they are ``fitted``, and prepare.
+
+        The first rank fills the feature store.
+        """
+        ranks, rows = Ranks.join(device), tables.divide(spec) if rows is None else rows
         spec = spec if fitted else tables.fit_parts(spec, rows["train"], progress)
         embedder = Embedder(spec, device, store)
         if not ranks.first:
@@ -135,6 +175,19 @@ class Sides:
         if ranks.first:
             ranks.wait()
         return cls(spec, embedder, parts)
+
+    @property
+    def digest(self) -> str:
+        """Name of the rows to learn from and to choose on, and of their content."""
+        state = hashlib.sha256()
+        for side in ("train", "valid"):
+            if (part := self.parts.get(side)) is not None:
+                state.update(f"{side} {len(part)}".encode() + part.rows.numpy().tobytes())
+                for name in sorted(part.digests):
+                    state.update(part.digests[name][0].tobytes())
+                for name in sorted(part.targets):
+                    state.update(part.targets[name].values.numpy().tobytes())
+        return state.hexdigest()
 
     @property
     def warnings(self) -> list[str]:

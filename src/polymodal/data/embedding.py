@@ -19,7 +19,7 @@ from polymodal.data.shelf import rounded
 from polymodal.errors import BundleError, SpecError, suggest
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
-from polymodal.nn.runtime import Provider, accelerate
+from polymodal.nn.runtime import Provider, accelerate, forget
 from polymodal.nn.weights import PACKAGED, hub_place
 from polymodal.part import Modality
 from polymodal.spec import Spec
@@ -42,12 +42,35 @@ class Embedder:
     Attributes:
         store: of features, or None to keep nothing on disk.
         summarised: inputs that the model takes as one summary per sample.
+        adapted: input name -> the backbone that takes the place of its modality's.
     """
 
-    def __init__(self, spec: Spec, device: torch.device, store: FeatureStore | None = None) -> None:
+    def __init__(
+        self,
+        spec: Spec,
+        device: torch.device,
+        store: FeatureStore | None = None,
+        adapted: Mapping[str, Backbone] | None = None,
+    ) -> None:
         self.modalities: dict[str, Modality] = dict(spec.inputs)
         self.device, self.store, self.summarised = device, store, spec.summarised
+        self.adapted = dict(adapted or {})
         self._ready: dict[str, Backbone] = {}
+
+    def with_adapted(self, name: str, backbone: Backbone) -> Embedder:
+        """The same, already loaded backbones included, but for one input's."""
+        other = copy.copy(self)
+        other.adapted = self.adapted | {name: backbone}
+        other._ready = {n: ready for n, ready in self._ready.items() if n != name}
+        return other
+
+    def forget(self, name: str) -> None:
+        """Remove from the disk what is kept of an adapted backbone that nobody will use: its features, its graph."""
+        if name not in self.adapted:
+            raise ValueError(f"name must be of an input with an adapted backbone, got {name!r}.")
+        if self.store is not None:
+            self.store.clear(self.key(name))
+        forget(self.adapted[name], _graphs())
 
     def without_store(self) -> Embedder:
         """The same backbones, already loaded ones included, that keep nothing on disk."""
@@ -56,8 +79,8 @@ class Embedder:
         return other
 
     def backbone(self, name: str) -> Backbone | None:
-        """The backbone of an input as its modality gives it."""
-        return self.modalities[name].backbone()
+        """The backbone of an input: the adapted one, else as its modality gives it."""
+        return self.adapted.get(name) or self.modalities[name].backbone()
 
     def key(self, name: str) -> str:
         """Name of everything that an input's tokens depend on besides its content: its fitted part and its backbone."""
@@ -125,7 +148,7 @@ class Embedder:
         if self.device.type != "cpu" or runtime == "torch":
             return backbone.to(self.device).eval()
         try:
-            return accelerate(backbone, cache_folder() / "graphs", example, runtime)
+            return accelerate(backbone, _graphs(), example, runtime)
         except (RuntimeError, TypeError) as error:  # a hub model that cannot be traced
             reason = str(error).splitlines()[0]
             warnings.warn(f"{name}: its backbone runs in torch, since ONNX cannot hold it: {reason}", stacklevel=2)
@@ -145,6 +168,11 @@ class Embedder:
                     shutil.copyfile(root / file, target)
             if backbone.hub is not None and not (folder / hub_place(backbone.hub)).is_dir():
                 hub.copy_model(backbone.hub, folder)
+
+
+def _graphs() -> Path:
+    """Where exported graphs are kept."""
+    return cache_folder() / "graphs"
 
 
 def _runtime() -> Provider | Literal["torch"]:

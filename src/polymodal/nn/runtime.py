@@ -120,7 +120,7 @@ def accelerate(
 
 def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider, threads: int | None) -> Session:
     """Session of the kept graph; of a new one where it is missing or damaged."""
-    path = folder / f"{backbone.digest}-{torch.__version__}.onnx"
+    path = _place(backbone, folder)
     if path.is_file():
         try:
             return Session(path, provider, threads)
@@ -133,6 +133,16 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
         _warn_once(folder, error.strerror or str(error))
         return Session(graph, provider, threads)
     return Session(path, provider, threads)
+
+
+def _place(backbone: Backbone, folder: Path) -> Path:
+    """The file of a backbone's kept graph."""
+    return folder / f"{backbone.digest}-{torch.__version__}.onnx"
+
+
+def forget(backbone: Backbone, folder: Path) -> None:
+    """Remove the kept graph of a backbone, if there is one. Sessions that run it go on."""
+    _place(backbone, folder).unlink(missing_ok=True)
 
 
 def _export(backbone: Backbone, example: Masked) -> bytes:

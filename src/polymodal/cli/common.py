@@ -1,0 +1,65 @@
+"""What every command shares: the application, its options, progress bars, ways to print."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress, TaskID
+from rich.table import Table
+
+app = typer.Typer(
+    help="Learn from texts, images, sounds and numbers at once, and know which of them carries the answer.",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+out = Console(highlight=False, soft_wrap=True, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken cell.")]
+BundleFolder = Annotated[Path, typer.Argument(help="A bundle's folder.")]
+
+
+@contextmanager
+def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress bars on standard error, where a person is watching."""
+    if quiet or not err.is_terminal:
+        yield lambda what, done, total: None
+        return
+    with Progress(console=err, transient=True) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def warn(lines: list[str]) -> None:
+    """Lines for a person, on standard error."""
+    for line in lines:
+        err.print(f"[yellow]note:[/] {escape(line)}")
+
+
+def print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+    """Columns under their heads."""
+    table = Table(*head, box=None, pad_edge=False)
+    for row in rows:
+        table.add_row(*(escape(str(cell)) for cell in row))
+    out.print(table)
