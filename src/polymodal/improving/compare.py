@@ -1,4 +1,4 @@
-"""Two models on the same validation rows: is the new one better as a whole, beyond noise?"""
+"""Two models on the same validation rows: whether the new one is better as a whole, beyond noise."""
 
 from __future__ import annotations
 
