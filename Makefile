@@ -22,7 +22,7 @@ help:
 	@echo "make lint    only the checks"
 	@echo "make format  lay out the code"
 	@echo "make docs    the documentation, built strictly, in site/"
-	@echo "make bench   the benchmark on real data (DATA=folder, or POLYMODAL_DATA)"
+	@echo "make bench   the benchmarks on real data (DATA=folder that holds stamps/ ..., or POLYMODAL_DATA)"
 	@echo "make clean   remove what was built, .venv too"
 
 demo: $(VENV)/demo.stamp
@@ -42,7 +42,8 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 
 bench: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stamps.py $(if $(DATA),--data $(DATA))
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/stamps.py $(if $(DATA),--data $(DATA)/stamps)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/weak.py $(if $(DATA),--data $(DATA))
 
 docs: $(VENV)/docs.stamp
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

@@ -60,7 +60,7 @@ OCCUPIED = "2017-12-23"
 
 def occupancy(folder: Path, rows: int | None = None) -> Problem:
     """Five kinds of sensor -> how many people are in the room. The last two of seven days test."""
-    whole = list(csv.DictReader((folder / "occupancy" / "Occupancy_Estimation.csv").open(encoding="utf-8")))
+    whole = _read(folder / "occupancy" / "Occupancy_Estimation.csv")
     last = sorted({row["Date"] for row in whole})[-2:]
     sides: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
     for row in whole[:: max(1, len(whole) // rows) if rows else 1]:
@@ -106,7 +106,7 @@ def stocknet(folder: Path, rows: int | None = None) -> Problem:
 
 def _movements(file: Path, tweets: Mapping[str, Sequence[str]]) -> list[dict[str, Any]]:
     """Rows of one stock, those in between up and down left out."""
-    days = [day for day in csv.DictReader(file.open(encoding="utf-8")) if "null" not in day.values()]
+    days = [day for day in _read(file) if "null" not in day.values()]
     rows = []
     for i in range(DAYS + 1, len(days)):
         day, change = days[i]["Date"], _ratio(days, i, "Adj Close")
@@ -144,6 +144,11 @@ def _tweets(file: Path) -> dict[str, dict[str, list[str]]]:
         for tweet in map(json.loads, lines):
             found[tweet["s"]][tweet["d"]].append(tweet["t"])
     return found
+
+
+def _read(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as lines:
+        return list(csv.DictReader(lines))
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> pm.Table:

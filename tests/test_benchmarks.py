@@ -1,5 +1,6 @@
 """The benchmarks run and say what they measured. Their figures are looked at by people."""
 
+import gzip
 import importlib.util
 import json
 import os
@@ -14,11 +15,16 @@ DATA = Path(os.environ.get("POLYMODAL_DATA") or FOLDER.parents[1] / "shared" / "
 
 
 def script(name):
+    sys.path.insert(0, str(FOLDER))  # as for a script that is run
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[name] = module  # where dataclasses look for their module
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
     return module
 
 
@@ -94,3 +100,49 @@ def test_stamps_runs_on_a_few_rows(tmp_path):
     assert set(found["evaluations"][0]["without"]) == {"image", "text", "table"}
     assert found["cold"]["cpu"] > found["fits"][0]["cpu"]
     assert "no result" in done.stdout
+
+
+def test_weak_ends_with_2_and_a_reason_without_the_data(tmp_path, capsys):
+    assert script("weak").main(["--data", str(tmp_path)]) == 2
+    assert "must hold stamps, occupancy, stocknet" in capsys.readouterr().err
+
+
+def test_stock_movements_are_labelled_and_dated_as_published(tmp_path):
+    """Up is above .55 %, down from -.5 % on, the rest is left out; tweets of the day itself are not seen."""
+    place = tmp_path / "stocknet"
+    (place / "price_raw").mkdir(parents=True)
+    closes = [100.0] * 7 + [100.5, 101.2, 100.7, 100.2, 99.0]  # +.5, +.7, -.49, -.497, -1.2 %
+    for stock, month in (("ABC", "2014-01"), ("XYZ", "2015-11")):
+        lines = [f"{month}-{day:02},{c},{c},{c},{c},{c},1000" for day, c in enumerate(closes, 2)]
+        lines = ["Date,Open,High,Low,Close,Adj Close,Volume", *lines, f"{month}-28,null,null,null,null,null,null"]
+        (place / "price_raw" / f"{stock}.csv").write_text("\n".join(lines))
+    tweets = [{"s": "ABC", "d": "2014-01-09", "t": "before"}, {"s": "ABC", "d": "2014-01-10", "t": "on the day"}]
+    with gzip.open(place / "tweets.jsonl.gz", "wt") as file:
+        file.write("\n".join(map(json.dumps, tweets)))
+    problem = script("weak_data").stocknet(tmp_path)
+    rows, test = problem.train, problem.test
+    assert list(zip(rows.column("day"), rows.column("move"), strict=True)) == [
+        ("2014-01-10", "up"),
+        ("2014-01-13", "down"),
+    ]
+    assert list(rows.column("tweets")) == ["before", "on the day"]
+    assert list(test.column("move")) == ["up", "down"]
+    assert list(test.column("tweets")) == [None, None]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA.parent / "occupancy").is_dir(), reason="the occupancy data is not here")
+def test_weak_finds_and_prints_all_it_promises(capsys):
+    done = script("weak").main(["--sets", "occupancy", "--rows", "300", "--seeds", "1", "--balances", "auxiliary"])
+    text = capsys.readouterr().out
+    assert not done
+    for label in (
+        "majority class",
+        "full",
+        "without pir",
+        "alone pir",
+        "balance auxiliary",
+        "improve ",
+        "diagnosis of",
+    ):
+        assert label in text

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -13,6 +14,8 @@ import yaml
 
 import polymodal as pm
 from polymodal import cli
+from polymodal.diagnose.verdict import TRY
+from polymodal.improving.run import Improvement
 from tiny import columns, picture, spec
 
 VERBS = ("inspect", "fit", "evaluate", "predict", "cache", "weights")
@@ -365,3 +368,72 @@ def test_warnings_are_notes(run, folder, monkeypatch, tmp_path):
     assert status == 0
     assert "note: the feature cache" in err
     assert "features.py" not in err
+
+
+@pytest.fixture
+def own(run, folder, tmp_path, monkeypatch):
+    """A copy of the bundle that holds a folder of backbones, and an `improve` that accepts it as it is."""
+    place = tmp_path / "own"
+    shutil.copytree(folder / "model", place)
+    monkeypatch.chdir(tmp_path)
+    content = {"input": "text", "accepted": True, "reason": "better"}
+
+    def accepted(bundle, *_, **__):
+        return Improvement(bundle, True, "better", content)
+
+    monkeypatch.setattr(pm, "improve", accepted)
+    return place
+
+
+def test_improve_in_place_keeps_the_old_one_and_its_backbones(good, own, folder, monkeypatch):
+    (own / "backbones").mkdir()
+    asked = []
+    save = pm.Bundle.save
+    monkeypatch.setattr(pm.Bundle, "save", lambda self, *a, **k: asked.append(k) or save(self, *a))
+    for kept in ("own.old1", "own.old2"):
+        told = good("improve", own, folder / "train.csv", "--input", "text")
+        assert told["kept"] == str(own.with_name(kept))
+        assert (own / "report.html").is_file()
+        assert (own / "spec.yaml").read_text() == (own.with_name(kept) / "spec.yaml").read_text()
+    assert asked == [{"self_contained": True}, {"self_contained": False}]
+    told = good("improve", own, folder / "train.csv", "--out", own.with_name("new"))
+    assert told["kept"] is None
+    assert (own.with_name("new") / "report.html").is_file()
+
+
+def test_a_failed_write_of_an_improvement_leaves_the_old_one_alone(bad, own, folder, monkeypatch):
+    before = sorted(p.name for p in own.iterdir())
+    for place, fault in (("shutil.copytree", PermissionError), ("polymodal.folder.Content._fill", OSError)):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, lambda *_, fault=fault: (_ for _ in ()).throw(fault(28, "No space left on device")))
+            (line,) = bad("improve", own, folder / "train.csv", "--json")
+        assert "No space left on device" in line
+        assert sorted(p.name for p in own.iterdir()) == before
+        assert not own.with_name("own.old1").exists()
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(bad, own, folder, monkeypatch):
+    monkeypatch.setattr("os.access", lambda *_: False)
+    (line,) = bad("improve", own, folder / "train.csv", "--json")
+    assert "must be a folder that can be written to" in line
+
+
+def test_diagnose_tries_with_the_users_own_names(good, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    entry = {"task": "label", "input": "text", "kind": "under-trained", "text": "text: under-trained."}
+    content = {"verdict": [entry | {"try": f"{TRY} --input text"}], "tasks": {}, "weakest": "text", "summary": ""}
+    monkeypatch.setattr(pm.Bundle, "diagnose", lambda *_, **__: pm.Diagnosis(content))
+    table = folder / "train.csv"
+    told = good("diagnose", folder / "model", table, "--train", table)
+    assert told["verdict"][0]["try"] == f"polymodal improve {folder / 'model'} {table} --input text"
+
+
+def test_json_has_no_word_for_what_is_not_finite(good, folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = {"verdict": [], "tasks": {}, "weakest": None, "summary": "", "cpu_seconds": float("nan")}
+    monkeypatch.setattr(pm.Bundle, "diagnose", lambda *_, **__: pm.Diagnosis(content))
+    assert good("diagnose", folder / "model", folder / "train.csv")["cpu_seconds"] is None
+
+
+def test_a_seed_below_zero_is_bad_use(run, folder):
+    assert run("evaluate", folder / "model", folder / "train.csv", "--seed", -1)[0] == 2

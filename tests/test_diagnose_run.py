@@ -289,3 +289,29 @@ def test_progress_is_told():
     told = set()
     diagnosed(copy, 0, progress=lambda what, done, total: told.add((what, done == total)))
     assert {("subsets", True), ("subsets", False), ("permuted inputs", True)} <= told
+
+
+def test_broken_cells_of_one_column_do_not_stand_for_the_row():
+    """A third of one of three columns is a ninth of the cells."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 90)
+    rows = {name: (rng.normal(size=90) + 3 * y * (name == "p")).tolist() for name in ("p", "q", "r")} | {
+        "y": y.tolist()
+    }
+    inputs = {"t": {"type": "table", "numbers": ["p", "q", "r"]}}
+    bundle = pm.fit({"inputs": inputs, "outputs": {"y": "classify"}, "dim": 8}, rows, cache=False)
+    torn = rows | {"q": [value if i % 3 else "torn" for i, value in enumerate(rows["q"])]}
+    content = bundle.diagnose(torn, curve_rows=0).content
+    assert content["tasks"]["y"]["inputs"]["t"]["broken"] == pytest.approx(1 / 9)
+    assert content["verdict"][0]["kind"] == "fine"
+
+
+@pytest.mark.parametrize("wrong", [{"repeats": 1}, {"curve_rows": -1}, {"seed": -1}])
+def test_numbers_that_are_too_low_are_refused(wrong):
+    with pytest.raises(SpecError, match=f"{next(iter(wrong))} must be"):
+        diagnosed(useless, 0, **wrong)
+
+
+def test_what_is_not_finite_is_none_in_json():
+    content = {"a": math.inf, "b": [math.nan, 1.0]}
+    assert Diagnosis(content).to_dict() == {"a": None, "b": [None, 1.0]}

@@ -161,3 +161,9 @@ def test_weighted_metrics_agree_with_the_plain_ones_on_ties():
     assert weigh(counts[None].astype(float))[0] == pytest.approx(
         metrics.auroc(label[:, 0].numpy().repeat(counts) == 1, p)
     )
+
+
+def test_a_metric_that_a_constant_answer_wins_is_no_measure_of_inputs():
+    seen = {"y": {"accuracy": 0.9, "ece": 0.1}}
+    with pytest.raises(SpecError, match="metric must be one of"):
+        choose_metrics(seen, "ece")

@@ -193,3 +193,16 @@ def test_scores_are_short():
     assert [short(x) for x in (0.444, -0.01, 1.0, 0.999, 0.0, -0.001, 12.345, 1234.5, None, -0.5, 9.5)] == [
         ".44", "-.01", "1.00", "1.00", ".00", ".00", "12.3", "1.23e+03", "unknown", "-.50", "9.50",
     ]  # fmt: skip
+
+
+def test_broken_cells_do_not_take_the_help_of_the_others_away():
+    said = {
+        n: verdict({"y": task_of(a=one(0.8, contribution=n, broken=0.3))})["verdict"][0]["text"] for n in (0.0, 0.2)
+    }
+    assert said[0.2].endswith("30 % of its cells could not be read. It helps where it can be read.")
+    assert said[0.0].endswith("It carries something, but nothing to rely on.")
+
+
+def test_the_command_can_be_pasted_into_a_shell():
+    (entry,) = verdict({"y": task_of(**{"a b; ls": one(0.6, 0.8)})})["verdict"]
+    assert shlex.split(entry["try"])[-2:] == ["--input", "a b; ls"]

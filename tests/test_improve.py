@@ -321,6 +321,31 @@ def test_folds_divide_the_rows():
     assert list(divided(train, valid, 4, 1))[1][1].rows.tolist() != found[1][1].rows.tolist()
 
 
+def test_folds_keep_groups_whole():
+    whole = toys.xor(50)
+    train, valid = whole.select(torch.arange(40)), whole.select(torch.arange(40, 50))
+    groups = [f"g{i // 4}" for i in range(50)]
+    found = list(divided(train, valid, 4, 0, groups))
+    assert sorted(torch.cat([out.rows for _, out in found]).tolist()) == list(range(50))
+    for rest, out in found[1:]:
+        assert not {groups[i] for i in rest.rows.tolist()} & {groups[i] for i in out.rows.tolist()}
+    with pytest.raises(SpecError, match=r"folds must be in 1\.\.11, got 12"):
+        list(divided(train, valid, 12, 0, groups))
+
+
+def test_folds_are_of_the_groups_and_times_that_the_rows_were_split_by(monkeypatch):
+    rows = ROWS | {"g": [i // 8 for i in range(COUNT)]}
+    grouped = shy.fitted(rows, split={"by": "group", "column": "g"}, training={"epochs": 1, "batch_size": 32})
+    given = []
+    monkeypatch.setattr("polymodal.improving.run.divided", lambda *all: given.append(all[-1]) or iter(()))
+    with pytest.raises(ValueError, match="unpack"):
+        improve(grouped, rows, input="a", folds=3)
+    assert given == [rows["g"]]
+    timed = shy.fitted(rows, split={"by": "time", "column": "g"}, training={"epochs": 1, "batch_size": 32})
+    with pytest.raises(SpecError, match="folds must be 1 with split.by time"):
+        improve(timed, rows, input="a", folds=3)
+
+
 def test_nothing_of_a_refused_candidate_is_kept(tmp_path, monkeypatch):
     monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path))
     rows = shy.table(120, useless=True)

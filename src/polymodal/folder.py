@@ -116,7 +116,7 @@ def check_place(path: str | Path) -> Path:
     """The absolute path of a folder that a bundle may be written to.
 
     Raises:
-        BundleError: something that is no bundle is there.
+        BundleError: something that is no bundle is there, or nothing can be written beside it.
     """
     path = Path(os.path.abspath(path))
     if path.is_file():
@@ -129,6 +129,9 @@ def check_place(path: str | Path) -> Path:
         )
     if (path / "spec.json").exists():
         read_manifest(path)  # somebody's spec of that name is no bundle either
+    home = next(parent for parent in path.parents if parent.exists())
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise BundleError(f"{home} must be a folder that can be written to, got one that cannot. Choose another place.")
     return path
 
 

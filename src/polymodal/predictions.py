@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from polymodal.data.clean import DataReport, merged
@@ -41,20 +41,24 @@ class Predictions(list[dict[str, dict[str, Any]]]):
         """
         columns: dict[str, list[Any]] = {}
         for number, row in enumerate(self):
-            flat = {key: value for task, answer in row.items() for key, value in _flatten(task, answer)}
+            flat: dict[str, Any] = {}
+            for task, answer in row.items():
+                for key, value in _flatten(task, answer):
+                    label = key if key == task else _free(key, flat.keys() | row.keys())
+                    flat[label] = value
             for key, value in flat.items():
                 columns.setdefault(key, [None] * number).append(value)
-        columns |= {_free("absent", columns): [", ".join(names) for names in self.absent]}
+        columns |= {_free("absent", columns, "_inputs"): [", ".join(names) for names in self.absent]}
         if self.explanations:
             told = [json.dumps(row, ensure_ascii=False) for row in self.explanations]
-            columns |= {_free("explanation", columns): told}
+            columns |= {_free("explanation", columns, "_inputs"): told}
         return columns
 
 
-def _free(label: str, columns: Mapping[str, Any]) -> str:
-    """The label, made longer where a task is called so."""
+def _free(label: str, columns: Container[str], longer: str = "_") -> str:
+    """The label, made longer where a column is called so."""
     while label in columns:
-        label += "_inputs"
+        label += longer
     return label
 
 

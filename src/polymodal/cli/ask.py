@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from rich.markup import escape
 
 import polymodal as pm
 from polymodal.cli.common import BundleFolder, Device, Json, Seed, Strict, app, bars, out, print_json, warn
+from polymodal.diagnose.verdict import TRY
 
 
 @app.command()
@@ -86,9 +88,14 @@ def diagnose(  # noqa: PLR0913  (options of a command)
         found = pm.load(bundle, device=device).diagnose(
             table, train=train, metric=metric, curve_rows=curve_rows, strict=strict, seed=seed, progress=progress
         )
-    place = pm.save_diagnosis(found.to_dict(), page)
+    content = found.to_dict()
+    own = shlex.join(["polymodal", "improve", str(bundle), train or "train.csv"])
+    for one in content["verdict"]:
+        if one["try"]:
+            one["try"] = one["try"].replace(TRY, own, 1)
+    place = pm.save_diagnosis(content, page)
     if as_json:
-        print_json(found.to_dict())
+        print_json(content)
         return
-    out.print(escape(str(found)))
+    out.print(escape(str(pm.Diagnosis(content))))
     out.print(f"report {place}")

@@ -23,7 +23,7 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice.", min=0)]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken cell.")]
 BundleFolder = Annotated[Path, typer.Argument(help="A bundle's folder.")]
@@ -47,8 +47,9 @@ def bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    typer.echo(json.dumps(value, ensure_ascii=False, default=str))
+    """One JSON document on standard output, with null for numbers that are not finite, which JSON does not have."""
+    strict = json.loads(json.dumps(value, default=str), parse_constant=lambda _: None)
+    typer.echo(json.dumps(strict, ensure_ascii=False))
 
 
 def warn(lines: list[str]) -> None:

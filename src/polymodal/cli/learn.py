@@ -121,14 +121,24 @@ def improve(  # noqa: PLR0913  (options of a command)
 
 
 def _deliver(new: pm.Bundle, old: Path, place: Path) -> Path | None:
-    """Write the new bundle; where it takes the old one's place, keep that beside it and say where."""
+    """Write the new bundle; where it takes the old one's place, keep that beside it and say where.
+
+    It holds the backbones where the old one does.
+    """
+    whole = (old / "backbones").is_dir()
     if place != Path(os.path.abspath(old)):
-        new.save(place)
+        new.save(place, self_contained=whole)
+        pm.save_page(new.report, place / "report.html")
         return None
     numbers = (place.with_name(f"{place.name}.old{number}") for number in itertools.count(1))
     kept = next(path for path in numbers if not path.exists())
-    shutil.copytree(place, kept)
-    new.save(place)
+    try:
+        shutil.copytree(place, kept)
+        new.save(place, self_contained=whole)
+    except (OSError, BundleError) as error:
+        if (place / "spec.json").is_file():  # the old one is still in its place
+            shutil.rmtree(kept, ignore_errors=True)
+        raise BundleError(f"{place} must be kept as {kept} and replaced, got: {error}") from error
     pm.save_page(new.report, place / "report.html")
     if (kept / "spec.yaml").is_file():
         shutil.copyfile(kept / "spec.yaml", place / "spec.yaml")

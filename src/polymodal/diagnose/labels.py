@@ -110,6 +110,8 @@ def _(task: Regress, answered: Answered, seed: int) -> tuple[np.ndarray, np.ndar
     if len(answered) < FEWEST:
         return f"Label errors of numbers must be sought among at least {FEWEST} rows, got {len(answered)}."
     truth, value = task.truth(answered.target).numpy()[:, 0], task.answers(answered.output).numpy()[:, 0]
+    if not (np.isfinite(truth).all() and np.isfinite(value).all()):
+        return "Label errors of numbers must be sought among finite numbers and answers; these are not."
     quality, order = np.ones(len(truth)), np.random.default_rng(seed).permutation(len(truth))
     for rows in np.array_split(order, -(-len(order) // BLOCK)):  # each row is compared with half of the others
         quality[rows] = get_label_quality_scores(truth[rows], value[rows])

@@ -25,7 +25,7 @@ from polymodal.diagnose.scores import Scorer, choose_metrics, difference, number
 from polymodal.diagnose.subsets import Game, Played, play
 from polymodal.diagnose.verdict import verdict
 from polymodal.diagnose.words import block
-from polymodal.errors import DataError
+from polymodal.errors import DataError, SpecError
 from polymodal.evaluate import answers
 from polymodal.model import Model
 from polymodal.part import VectorTask
@@ -45,8 +45,8 @@ class Diagnosis:
     content: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON-able mappings."""
-        return json.loads(json.dumps(self.content))
+        """As JSON-able mappings; None stands for numbers that are not finite, which JSON does not have."""
+        return json.loads(json.dumps(self.content), parse_constant=lambda _: None)
 
     def __str__(self) -> str:
         """Verdict first, then a table per task."""
@@ -79,16 +79,19 @@ def diagnose(  # noqa: PLR0913  (each argument stands for itself)
         fit_report: ``fit`` of the model's report; how it learned is read from its ``history``.
         metric: by which to judge, for every task that has it, or "task.metric"; the headline score where not given.
         curve_rows: rows whose inputs are corrupted step by step; 0 draws no curves.
-        repeats: resamples of the rows behind each interval.
+        repeats: resamples of the rows behind each interval, at least 2.
         train: rows that the model learned from, to look for the same content in.
         seed: of resamples and permutations.
         progress: told what is being done, how much of it is done and how much there is.
 
     Raises:
         DataError: no row is labelled, or no score is defined on them.
-        SpecError: no task has the metric.
+        SpecError: no task has the metric, or a number is too low.
     """
     started = time.process_time()
+    for what, value, least in (("curve_rows", curve_rows, 0), ("repeats", repeats, 2), ("seed", seed, 0)):
+        if value < least:
+            raise SpecError(f"{what} must be {least} or more, got {value}.")
     rows = prepared.labelled()
     if not len(rows):
         raise DataError(f"{prepared.report.source} must have labelled rows to diagnose on, got none. Fill in targets.")
@@ -195,10 +198,11 @@ class _Study:
         return replace(played, samples={**played.samples, frozenset(): sample}), "constant"
 
     def _broken(self, name: str) -> float:
-        """Share of the rows with a cell of this input that could not be read."""
-        report = self.rows.report.inputs[name]
-        rows = {cell.row for cell in report.quarantined} & set(self.rows.rows.tolist())
-        return len(rows) / len(self.rows)
+        """Share of this input's cells that could not be read. A row that cannot be read at all lacks all of them."""
+        columns, rows = set(self.model.spec.inputs[name].columns(name)), set(self.rows.rows.tolist())
+        broken = {(cell.row, cell.column) for cell in self.rows.report.inputs[name].quarantined if cell.row in rows}
+        cells = sum(1 if column in columns else len(columns) for _, column in broken)
+        return cells / (len(rows) * len(columns))
 
 
 def _input(played: Played, i: int, tops: Ceiling, shuffled: Array | None) -> dict[str, Any]:

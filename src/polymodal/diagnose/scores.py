@@ -19,8 +19,8 @@ from polymodal.types import Masked
 
 Array = NDArray[Any]
 
-AIMLESS = frozenset({"coverage", "width", "set_size"})
-"""Metrics that are better neither high nor low: no contribution can be read off them."""
+AIMLESS = frozenset({"coverage", "width", "set_size", "ece"})
+"""Metrics off which no contribution can be read: better neither high nor low, or best for one answer to all rows."""
 
 WORK = 10_000
 """Rows of resamples that `Task.metrics` is asked about per set of outputs, where a metric has no faster rule."""

@@ -37,6 +37,7 @@ reaches above chance, among those that are under-trained, noisy or redundant.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from statistics import NormalDist
 from typing import Any
@@ -57,6 +58,9 @@ BROKEN = 0.2
 
 REPAIRABLE = ("under-trained", "noisy", "redundant")
 """Kinds that training may repair, where there is headroom."""
+
+TRY = "polymodal improve model/ train.csv"
+"""What repairs an input, with names that stand for the user's own."""
 
 
 def verdict(
@@ -86,7 +90,7 @@ def verdict(
                     "kind": kind,
                     "text": line(name if len(tasks) == 1 else f"{n}, {name}", kind, numbers),
                     "numbers": numbers,
-                    "try": f"polymodal improve model/ train.csv --input {name}" if repair else None,
+                    "try": f"{TRY} --input {shlex.quote(name)}" if repair else None,
                 }
             )
     weak = [entry for entry in entries if entry["try"] is not None]
@@ -180,6 +184,7 @@ class Judge:
             "made": self.made(name),
             "contribution": seen["contribution"]["value"],
             "noise": seen["contribution"]["noise"],
+            "helps": self.credible(seen["contribution"]) > 0,
             "hurts": self.credible(seen["contribution"]) < 0,
             "without": seen["without"],
             "shapley": seen["shapley"]["value"],

@@ -91,7 +91,8 @@ def _under_trained(numbers: Mapping[str, Any]) -> str:
 def _noisy(numbers: Mapping[str, Any]) -> str:
     broken = numbers["broken"] or 0.0
     cells = f" {100 * broken:.0f} % of its cells could not be read." if broken else ""
-    return f"{_potential(numbers)}{cells} It carries something, but nothing to rely on."
+    worth = "It helps where it can be read." if numbers["helps"] else "It carries something, but nothing to rely on."
+    return f"{_potential(numbers)}{cells} {worth}"
 
 
 def _redundant(numbers: Mapping[str, Any]) -> str:

@@ -52,6 +52,13 @@ class Ground:
         """Rows to judge on."""
         return self.parts["valid"]
 
+    def groups(self) -> list[Any] | None:
+        """What each row of the table belongs to, where the rows were split by that."""
+        split = self.bundle.spec.split
+        if split.by != "group" or split.column is None:
+            return None
+        return list(self.tables.train.column(split.column))
+
     def before(self) -> Model:
         """A model that does not know the validation rows: the bundle's own, or its recipe on the training rows."""
         if self._before is None:

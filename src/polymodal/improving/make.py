@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -125,20 +126,31 @@ class Maker:
         return found
 
 
-def divided(train: Prepared, valid: Prepared, folds: int, seed: int) -> Iterator[tuple[Prepared, Prepared]]:
+def divided(
+    train: Prepared, valid: Prepared, folds: int, seed: int, groups: Sequence[Any] | None = None
+) -> Iterator[tuple[Prepared, Prepared]]:
     """Rows to learn from and to compare on: as they are, then ``folds - 1`` times with other training rows held out.
+
+    Args:
+        train: rows to learn from.
+        valid: rows to compare on.
+        folds: how often.
+        seed: of the division.
+        groups: what each row of the table belongs to; rows of one group are held out together. None: each by itself.
 
     Raises:
         SpecError: the number makes no sense, or the validation rows are of another table.
     """
-    if not 1 <= folds <= 1 + len(train):
-        raise SpecError(f"folds must be in 1..{1 + len(train)}, got {folds}.")
+    keys = range(len(train)) if groups is None else [str(groups[row]) for row in train.rows.tolist()]
+    group = np.unique(np.array(keys), return_inverse=True)[1]
+    count = int(group.max()) + 1
+    if not 1 <= folds <= 1 + count:
+        raise SpecError(f"folds must be in 1..{1 + count}, got {folds}.")
     if folds > 1 and train.inputs is not valid.inputs:
         raise SpecError(f"folds must be 1 with a table to validate on, got {folds}. Leave out one of both.")
     yield train, valid
-    order = np.random.default_rng(seed).permutation(len(train))
+    order = np.random.default_rng(seed).permutation(count)
     for held in np.array_split(order, folds - 1) if folds > 1 else ():
-        rows, out = train.rows, torch.zeros(len(train), dtype=torch.bool)
-        out[torch.as_tensor(held)] = True
+        rows, out = train.rows, torch.as_tensor(np.isin(group, held))
         rest = torch.cat([rows[~out], valid.rows]).sort().values
         yield replace(train, rows=rest), replace(train, rows=rows[out])

@@ -95,7 +95,7 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
         learning_rate: peak rate of the backbone's weights; by the method when not given.
         folds: 1 compares on the validation rows. More divide the training rows into ``folds - 1`` parts, train both
             models anew without each part, and compare on all of these rows together: surer with few validation rows,
-            and ``folds`` times as expensive.
+            and ``folds`` times as expensive. Groups by which the rows were split stay whole.
         seed: of the input's training and of the bootstrap; the spec's when not given.
         strict: raise on a broken cell instead of counting it as absent.
         progress: told what is being done, how much of it is done and how much there is.
@@ -105,6 +105,8 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
         DataError: the table cannot be used, or has no labelled rows to validate on.
     """
     clock = time.process_time()
+    if folds > 1 and bundle.spec.split.by == "time":
+        raise SpecError(f"folds must be 1 with split.by time: parts would learn from later rows, got {folds}.")
     if Ranks.current().world > 1:
         raise SpecError("improve must run in one process, got several ranks. Start it without torchrun.")
     _check(bundle, input)
@@ -178,7 +180,8 @@ class _Attempt:
     def run(self, folds: int) -> Improvement:
         """Make the new model on the training rows, compare, and deliver the better one."""
         seen, made = list[tuple[Judged, Judged, Judged]](), list[Made]()
-        for number, (train, valid) in enumerate(divided(self.ground.train, self.ground.valid, folds, self.plan.seed)):
+        parts = divided(self.ground.train, self.ground.valid, folds, self.plan.seed, self.ground.groups())
+        for number, (train, valid) in enumerate(parts):
             before = self.ground.learned(train, valid) if number else self.ground.before()
             made.append(self.maker.make(before, train, valid))
             sides = (before, valid), (self.maker.control(before, train, valid), valid)

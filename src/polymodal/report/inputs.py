@@ -67,10 +67,10 @@ def inputs_section(task: Mapping[str, Any], kinds: Mapping[str, Any], verdicts: 
 
 
 def _shares(seen: Mapping[str, Any]) -> list[str]:
-    """Shares of the rows that have the input, and in which it is broken."""
+    """Shares of the rows that have the input, and of its cells that are broken."""
     present, broken = value_of(seen, "present"), value_of(seen, "broken")
     said = [] if present is None else [f"in {percent(present)} of rows"]
-    return [*said, f"broken in {percent(broken)}"] if broken else said
+    return [*said, f"{percent(broken)} of cells broken"] if broken else said
 
 
 def _own(seen: Mapping[str, Any]) -> dict[str, float]:
