@@ -82,7 +82,7 @@ def measure(problem: Problem, options: argparse.Namespace) -> dict[str, Any]:
 def fitted(problem: Problem, seed: int, balance: str) -> tuple[pm.Bundle, float]:
     """A model and what it cost in CPU seconds."""
     start = time.process_time()
-    spec = {**problem.spec, "training": {"balance": balance}, "seed": seed}
+    spec = {**problem.spec, "training": {**problem.training, "balance": balance}, "seed": seed}
     return pm.fit(spec, problem.train), time.process_time() - start
 
 

@@ -1,12 +1,15 @@
 """Diagnose, end to end: models trained on tables whose answer is known, and a verdict that names each input right."""
 
 import json
+import math
 from dataclasses import asdict
 from functools import cache
 
+import numpy as np
 import pytest
 import torch
 
+import polymodal as pm
 import toys
 from polymodal import evaluate
 from polymodal.baselines import fit_baselines
@@ -295,9 +298,8 @@ def test_broken_cells_of_one_column_do_not_stand_for_the_row():
     """A third of one of three columns is a ninth of the cells."""
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 90)
-    rows = {name: (rng.normal(size=90) + 3 * y * (name == "p")).tolist() for name in ("p", "q", "r")} | {
-        "y": y.tolist()
-    }
+    rows = {name: (rng.normal(size=90) + 3 * y * (name == "p")).tolist() for name in ("p", "q", "r")}
+    rows["y"] = y.tolist()
     inputs = {"t": {"type": "table", "numbers": ["p", "q", "r"]}}
     bundle = pm.fit({"inputs": inputs, "outputs": {"y": "classify"}, "dim": 8}, rows, cache=False)
     torn = rows | {"q": [value if i % 3 else "torn" for i, value in enumerate(rows["q"])]}

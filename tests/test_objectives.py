@@ -70,6 +70,13 @@ def test_a_task_without_a_label_leaves_its_variance_alone():
     method.step(0.1)
     assert method.log_variance[1] == 0
     assert method.log_variance[0] != 0
+    method.weigh(losses(0.7, 4.0))
+    method.step(0.1)
+    first, second = method.log_variance.tolist()
+    method.weigh(losses(0.7, 0.0, known=[True, False]))
+    method.step(0.1)
+    assert method.log_variance[1] == second  # not by momentum either
+    assert method.log_variance[0] != first
 
 
 def test_what_uncertainty_minimises_is_reported():

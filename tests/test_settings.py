@@ -25,6 +25,12 @@ def test_a_setting_without_effect_is_refused(settings, reason):
         Training.model_validate(settings)
 
 
+def test_no_weight_of_own_heads_is_read_as_no_balance_as_an_earlier_version_wrote_it():
+    assert Training.model_validate({"auxiliary": 0.0}) == Training(balance="none")
+    with pytest.raises(ValidationError, match="greater than 0"):
+        Training.model_validate({"auxiliary": 0.0, "balance": "auxiliary"})
+
+
 @pytest.mark.parametrize("objective", GRADIENT_METHODS)
 def test_only_balance_that_works_on_gradients_is_refused_beside_aggregation(objective):
     for balance in ("none", "auxiliary", "gradient_blending"):

@@ -254,6 +254,9 @@ def test_patience_follows_the_score_and_not_the_loss():
 def test_an_unknown_score_is_refused_at_the_start_with_those_that_are_known():
     with pytest.raises(SpecError, match=r"got 'acuracy'. Did you mean 'accuracy'\? Known for y: accuracy, .*nll"):
         scored(monitor="acuracy")
+    sets = toys.spec(outputs={"y": {**toys.BINARY, "coverage": 0.9}}, training={"epochs": 1, "monitor": "set_size"})
+    with pytest.raises(SpecError, match="score that changes in training, got 'set_size'"):
+        Trainer(Model(sets), toys.xor(40), toys.xor(20, seed=1), CPU).run()
     two = toys.spec(
         outputs={"y": toys.BINARY, "y.x": toys.BINARY}, training={"epochs": 1, "batch_size": 16, "monitor": "nll"}
     )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -156,6 +157,14 @@ class Training(Settings):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     refit: int = Field(default=20_000, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier(cls, value: Any) -> Any:
+        """Read ``auxiliary: 0``, by which polymodal 0.1.0 said ``balance: none``."""
+        if isinstance(value, Mapping) and value.get("auxiliary") == 0 and "balance" not in value:
+            return {name: x for name, x in value.items() if name != "auxiliary"} | {"balance": "none"}
+        return value
 
     @model_validator(mode="after")
     def _effective(self) -> Training:

@@ -76,19 +76,22 @@ class Uncertainty(Joint):
         super().__init__(spec, generator)
         squared = (isinstance(task, Regress) and task.objective == "squared" for task in spec.outputs.values())
         self.half = torch.tensor([0.5 if one else 1.0 for one in squared])
-        self.log_variance = torch.zeros(self.count)
+        self.log_variance, self.known = torch.zeros(self.count), torch.ones(self.count, dtype=torch.bool)
         self.optimizer = AdamW([{"params": [self.log_variance], "weight_decay": 0.0}])
 
     def weigh(self, losses: Losses) -> Tensor:
         """exp(-s), or half of it. (T,)."""
         weights = self.half * (-self.log_variance).exp()
         self.log_variance.grad = torch.where(losses.known, 0.5 - weights * losses.tasks, 0.0)
+        self.known = losses.known
         self.penalty = float(self.log_variance[losses.known].sum()) / 2
         return weights
 
     def step(self, rate: float) -> None:
         """Move the log variances along the slope that `weigh` found."""
+        before = self.log_variance.clone()
         self.optimizer.step(rate)
+        self.log_variance.copy_(torch.where(self.known, self.log_variance, before))  # momentum moves the unknown too
 
     def tensors(self) -> dict[str, Tensor]:
         """The log variances and their moments."""

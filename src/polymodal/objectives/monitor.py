@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from polymodal.errors import SpecError, suggest
 from polymodal.metrics import higher_is_better
 from polymodal.spec import Spec
+from polymodal.tasks import Regress
+
+SETS = ("coverage", "set_size")
+"""Scores of the predicted sets of classes and labels, which say nothing before `VectorTask.calibrate`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,11 @@ def check_score(spec: Spec, scores: Collection[str]) -> None:
         SpecError: it is not; the message lists those that are.
     """
     watched = monitored(spec)
+    if watched is not None and watched[1] in SETS and not isinstance(spec.outputs[watched[0]], Regress):
+        raise SpecError(
+            f"training.monitor must be loss or a score that changes in training, got {spec.training.monitor!r}: sets "
+            "hold everything until they are calibrated, after it. Choose another score."
+        )
     if watched is not None and watched[1] not in scores:
         raise SpecError(
             f"training.monitor must be loss or a score that the validation rows allow, got {spec.training.monitor!r}."
