@@ -333,7 +333,7 @@ def test_rows_are_numbered_through_all_chunks(model, monkeypatch):
 
 
 def test_to_columns_keeps_what_two_tasks_call_the_same():
-    found = pm.Predictions()
+    found = Predictions()
     found.append({"y": {"class": "a", "probability": 0.9}, "y.probability": {"value": 7.0}})
     found.absent.append([])
     assert found.to_columns() == {"y": ["a"], "y.probability_": [0.9], "y.probability": [7.0], "absent": [""]}

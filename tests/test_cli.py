@@ -413,7 +413,7 @@ def test_a_failed_write_of_an_improvement_leaves_the_old_one_alone(bad, own, fol
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(bad, own, folder, monkeypatch):
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda _, mode: mode == os.R_OK)
     (line,) = bad("improve", own, folder / "train.csv", "--json")
     assert "must be a folder that can be written to" in line
 
@@ -435,5 +435,6 @@ def test_json_has_no_word_for_what_is_not_finite(good, folder, tmp_path, monkeyp
     assert good("diagnose", folder / "model", folder / "train.csv")["cpu_seconds"] is None
 
 
-def test_a_seed_below_zero_is_bad_use(run, folder):
-    assert run("evaluate", folder / "model", folder / "train.csv", "--seed", -1)[0] == 2
+@pytest.mark.parametrize("verb", ["evaluate", "diagnose"])
+def test_a_seed_below_zero_is_bad_use(bad, folder, verb):
+    assert "seed must be 0 or more, got -1" in bad(verb, folder / "model", folder / "train.csv", "--seed", -1)[0]

@@ -1,5 +1,7 @@
 """The verdict: each rule on numbers made for it, and what it says in words."""
 
+import shlex
+
 import pytest
 
 from polymodal.diagnose.verdict import Judge, verdict

@@ -16,7 +16,7 @@ from polymodal.data.loader import Prepared, prepare
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
 from polymodal.diagnose.run import Diagnosis, diagnose
-from polymodal.errors import BundleError, DataError
+from polymodal.errors import BundleError, DataError, SpecError
 from polymodal.evaluate import BATCH, Report, evaluate
 from polymodal.explain.rows import explain as explain_rows
 from polymodal.folder import Content, check_place
@@ -123,7 +123,10 @@ class Bundle:
 
         Raises:
             DataError: no target column, or nothing labelled.
+            SpecError: the seed is below 0.
         """
+        if seed is not None and seed < 0:
+            raise SpecError(f"seed must be 0 or more, got {seed}.")
         prepared = prepare(self.spec, Table.read(table), self.embedder, strict=strict, progress=progress).labelled()
         if not len(prepared):
             raise DataError(f"{prepared.report.source} must have labelled rows to evaluate on, got none.")

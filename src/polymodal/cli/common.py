@@ -23,7 +23,7 @@ out = Console(highlight=False, soft_wrap=True, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines instead of a table.")]
-Seed = Annotated[int | None, typer.Option(help="Of every random choice.", min=0)]
+Seed = Annotated[int | None, typer.Option(help="Of every random choice.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, ...")]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first broken cell.")]
 BundleFolder = Annotated[Path, typer.Argument(help="A bundle's folder.")]
