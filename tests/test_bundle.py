@@ -22,6 +22,7 @@ from polymodal.errors import BundleError, DataError
 from polymodal.nn import weights
 from polymodal.nn.adapt import Thawed
 from polymodal.nn.weights import PACKAGED
+from polymodal.predictions import Predictions
 from tiny import SCRATCH, columns, fitted, picture, sound, spec
 
 OUTPUTS = {

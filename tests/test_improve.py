@@ -342,7 +342,7 @@ def test_folds_are_of_the_groups_and_times_that_the_rows_were_split_by(monkeypat
         improve(grouped, rows, input="a", folds=3)
     assert given == [rows["g"]]
     timed = shy.fitted(rows, split={"by": "time", "column": "g"}, training={"epochs": 1, "batch_size": 32})
-    with pytest.raises(SpecError, match="folds must be 1 with split.by time"):
+    with pytest.raises(SpecError, match="folds must be 1 with split by time"):
         improve(timed, rows, input="a", folds=3)
 
 

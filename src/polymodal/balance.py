@@ -70,10 +70,10 @@ def coefficients(confidence: Tensor, modulation: float) -> list[float]:
 
 @torch.no_grad()
 def enhance(model: Model, factors: Sequence[float], generator: torch.Generator) -> None:
-    """Add noise to the gradients of the encoders' matrices (GE); as in the authors' code, biases and norms get none.
+    """Slow the gradients of the encoders' matrices and add noise (GE); as in the authors' code, vectors get none.
 
-    The noise is normal around 0 with the deviation that the entries of the parameter's gradient have. It is not to be
-    slowed down, so it is divided by the factor that `slowed` will multiply it by.
+    The noise is normal around 0 with the deviation that the entries of the parameter's gradient had before. It is not
+    slowed, so it also keeps AdamW, which divides by the size of what it gets, from undoing the factor.
 
     Args:
         model: with gradients.
@@ -90,12 +90,12 @@ def enhance(model: Model, factors: Sequence[float], generator: torch.Generator) 
             seed += 1
             source = torch.Generator(p.device).manual_seed(seed)
             noise = torch.randn(p.shape, generator=source, device=p.device, dtype=p.grad.dtype)
-            p.grad = p.grad + noise * p.grad.std(correction=0) / factor
+            p.grad = factor * p.grad + noise * p.grad.std(correction=0)
 
 
 @contextmanager
 def slowed(model: Model, factors: Sequence[float]) -> Iterator[None]:
-    """Let the encoders go only a share of what they are moved by inside (OGM).
+    """Let the encoders' vectors go only a share of what they are moved by inside (OGM); `enhance` sees to matrices.
 
     The paper multiplies gradients. For its plain gradient descent that is the same; AdamW would undo it.
 
@@ -106,7 +106,13 @@ def slowed(model: Model, factors: Sequence[float]) -> Iterator[None]:
     Source: Peng et al. 2022 (arXiv:2203.15332), section 3.2.
     """
     encoders = [model.encoders[name].parameters() for name in model.names]
-    held = [(p, f, p.detach().clone()) for f, group in zip(factors, encoders, strict=True) if f != 1 for p in group]
+    held = [
+        (p, f, p.detach().clone())
+        for f, group in zip(factors, encoders, strict=True)
+        if f != 1
+        for p in group
+        if p.ndim < 2
+    ]
     yield
     with torch.no_grad():
         for p, factor, before in held:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from polymodal.errors import suggest
@@ -171,7 +171,7 @@ class Task(Part):
     """True where the task answers for every token, so that inputs keep theirs."""
 
     column: str | None = None
-    weight: float = 1.0
+    weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
     def columns(self, name: str) -> tuple[str, ...]:
         """The table's columns that a task called ``name`` learns."""

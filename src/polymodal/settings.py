@@ -16,6 +16,10 @@ LOSS_METHODS = ("uncertainty", "dwa", "gradnorm")
 """Objectives that learn weights from the sizes of losses, which must not be negative."""
 
 
+LEAST_TEMPERATURE = 0.01
+"""Where InfoNCE's learned temperature is stopped, as in CLIP."""
+
+
 class Settings(BaseModel):
     """Base of the frozen groups of settings in a spec."""
 
@@ -84,6 +88,8 @@ class Alignment(Settings):
     def _pairs(self) -> Alignment:
         if self.inputs and len(set(self.inputs)) < max(2, len(self.inputs)):
             raise ValueError(f"inputs must be two or more different names, got {list(self.inputs)}.")
+        if self.type == "infonce" and self.temperature < LEAST_TEMPERATURE:
+            raise ValueError(f"temperature must be at least {LEAST_TEMPERATURE} for infonce, got {self.temperature}.")
         return self
 
 

@@ -106,7 +106,9 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
     """
     clock = time.process_time()
     if folds > 1 and bundle.spec.split.by == "time":
-        raise SpecError(f"folds must be 1 with split.by time: parts would learn from later rows, got {folds}.")
+        raise SpecError(
+            f"folds must be 1 with split by time, whose parts would learn from later rows, got {folds}. Leave it out."
+        )
     if Ranks.current().world > 1:
         raise SpecError("improve must run in one process, got several ranks. Start it without torchrun.")
     _check(bundle, input)
