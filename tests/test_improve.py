@@ -12,6 +12,7 @@ import torch
 import polymodal as pm
 import shy
 import toys
+from polymodal.data.gather import silent
 from polymodal.data.loader import prepare
 from polymodal.data.source import Source
 from polymodal.data.table import Table
@@ -20,6 +21,7 @@ from polymodal.errors import BundleError, DataError, SpecError
 from polymodal.evaluate import Answers
 from polymodal.improving.alone import Alone, Cells, Plan
 from polymodal.improving.compare import WHOLE, Judged, judge
+from polymodal.improving.ground import Ground
 from polymodal.improving.make import divided
 from polymodal.improving.refit import of_others
 from polymodal.improving.run import improve
@@ -28,6 +30,7 @@ from polymodal.metrics import bootstrap
 from polymodal.modalities.image.augment import ImageAugmentation
 from polymodal.model import Model
 from polymodal.part import Modality
+from polymodal.sides import Tables
 from polymodal.types import Masked
 from tiny import SCRATCH, picture
 
@@ -231,12 +234,23 @@ def test_an_input_without_a_backbone_learns_anew():
     assert found.bundle.embedder.digests == bundle.embedder.digests
 
 
+def test_a_bundle_is_judged_by_itself_only_on_the_rows_that_it_was_not_fitted_to(unseen):
+    def ground(rows):
+        return Ground(unseen, Tables(Table.read(rows), {}), False, silent)
+
+    assert ground(ROWS).before() is unseen.model
+    turned = {name: cells[::-1] for name, cells in ROWS.items()}
+    assert ground(turned).seen  # as many rows, but others of them validate
+
+
 # What is asked
 
 
 def test_wrong_questions(bundle):
     with pytest.raises(SpecError, match=r"input must be one of \['a', 'b'\], got 'c'"):
         improve(bundle, ROWS, input="c")
+    with pytest.raises(SpecError, match="seed must be 0 or more, got -1"):
+        improve(bundle, ROWS, seed=-1)
     with pytest.raises(SpecError, match=r"method must be one of .* got 'lor'"):
         improve(bundle, ROWS, input="a", method="lor")  # pyright: ignore[reportArgumentType]
     with pytest.raises(SpecError, match="method has no effect on 'b', which has no backbone"):

@@ -226,3 +226,8 @@ def test_mcc_is_scikit_learns(classes):
 
 def test_mcc_of_one_answer_is_zero():
     assert metrics.mcc(np.array([[7, 0], [3, 0]])) == 0.0
+
+
+def test_r2_of_a_constant_is_not_defined_whatever_rounding_leaves():
+    true = np.full(7, 0.1) * 3
+    assert np.isnan(metrics.r2(true, true + 1))

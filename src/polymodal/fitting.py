@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,15 @@ import torch
 from polymodal.bundle import Bundle
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
-from polymodal.data.loader import Prepared
 from polymodal.devices import choose_device
 from polymodal.errors import SpecError
 from polymodal.evaluate import evaluate
 from polymodal.learn import Learned, Learner
 from polymodal.nn.weights import PACKAGED
+from polymodal.objectives.methods import aggregator
+from polymodal.objectives.monitor import monitored
 from polymodal.ranks import Ranks
+from polymodal.settings import GRADIENT_METHODS
 from polymodal.sides import Sides, Tables, arguments
 from polymodal.spec import Spec
 from polymodal.tracking import Track, Tracking
@@ -92,6 +94,9 @@ class _Fit:
 
     def bundle(self, resume: Path | None) -> Bundle:
         """Do all of it."""
+        monitored(self.spec)
+        if self.spec.training.objective in GRADIENT_METHODS:
+            aggregator(self.spec.training.objective, len(self.spec.outputs))  # better refused before the features
         sides = Sides.of(
             self.spec, self.tables, self.device, self.store, strict=self.strict, progress=self.progress
         )  # fmt: skip
@@ -106,7 +111,7 @@ class _Fit:
             sides.spec, self.device, resume, self._fingerprint(sides), self.progress, self.tracking.log
         )  # fmt: skip
         learned = learner.learn(sides.parts["train"], sides.parts.get("valid"))
-        report = self._report(learned, sides.parts)
+        report = self._report(learned, sides)
         if self.ranks.first:
             learner.clear()
         warnings = sides.warnings + _missing_backbones(self.spec)
@@ -117,15 +122,16 @@ class _Fit:
         spec = hashlib.sha256(sides.spec.model_dump_json().encode()).hexdigest()
         return f"{spec}-{sides.digest}-{self.ranks.world}"
 
-    def _report(self, learned: Learned, sides: Mapping[str, Prepared]) -> dict[str, Any]:
-        model = learned.model
-        report: dict[str, Any] = {"spec": self.spec.to_yaml(), "data": sides["train"].report.to_dict()}
+    def _report(self, learned: Learned, sides: Sides) -> dict[str, Any]:
+        model, parts = learned.model, sides.parts
+        report: dict[str, Any] = {"spec": self.spec.to_yaml(), "data": parts["train"].report.to_dict()}
         if learned.valid is not None:
             report["valid"] = learned.valid.to_dict()
-        if "test" in sides:
-            report["test"] = evaluate(model, sides["test"], self.device, model.spec.seed).to_dict()
+        if "test" in parts:
+            report["test"] = evaluate(model, parts["test"], self.device, model.spec.seed).to_dict()
         report["fit"] = {
-            "rows": {side: len(part) for side, part in sides.items()},
+            "rows": {side: len(part) for side, part in parts.items()},
+            "digest": sides.digest,
             "refitted": learned.refitted,
             "history": [asdict(epoch) for epoch in learned.history],
             "seconds": time.perf_counter() - self.clock["started"],

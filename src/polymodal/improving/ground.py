@@ -12,7 +12,7 @@ from polymodal.diagnose.run import diagnose
 from polymodal.errors import DataError
 from polymodal.learn import Learner
 from polymodal.model import Model
-from polymodal.sides import Tables
+from polymodal.sides import Sides, Tables
 
 
 class Ground:
@@ -37,9 +37,9 @@ class Ground:
                 "Give a table of them with valid=, or fit with split.valid above 0."
             )
         fit = bundle.report.get("fit", {})
-        known = {side: len(self.parts[side]) for side in ("train", "valid")}
         self.refitted = bool(fit.get("refitted", True))
-        self.seen = self.refitted or known != {side: fit.get("rows", {}).get(side) for side in known}
+        same = Sides(bundle.spec, bundle.embedder, self.parts).digest == fit.get("digest")
+        self.seen = self.refitted or not same
         self._before: Model | None = None
 
     @property

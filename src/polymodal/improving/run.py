@@ -113,6 +113,8 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
         raise SpecError("improve must run in one process, got several ranks. Start it without torchrun.")
     _check(bundle, input)
     tables = Tables(Table.read(table), {} if valid is None else {"valid": Table.read(valid)})
+    if input is None:  # numbers are refused before anything is trained
+        _plan(bundle, next(iter(bundle.spec.inputs)), None, RANK, epochs, batch_size, learning_rate, seed)
     plan = None if input is None else _plan(bundle, input, method, rank, epochs, batch_size, learning_rate, seed)
     ground = Ground(bundle, tables, strict, progress)
     name = input or (ground.diagnosis() if diagnosis is None else diagnosis).get("weakest")

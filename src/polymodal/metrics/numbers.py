@@ -13,8 +13,9 @@ from polymodal.metrics.base import Array, mean
 def r2(true: Array, predicted: Array) -> float:
     """Share of the variance of (N,) that is explained; NaN where there is no variance."""
     true = np.asarray(true, float)
-    total = ((true - true.mean()) ** 2).sum() if len(true) else 0.0
-    return float(1 - ((true - predicted) ** 2).sum() / total) if total > 0 else math.nan
+    if not len(true) or true.min() == true.max():
+        return math.nan
+    return float(1 - ((true - predicted) ** 2).sum() / ((true - true.mean()) ** 2).sum())
 
 
 def mae(true: Array, predicted: Array) -> float:
