@@ -59,6 +59,8 @@ EXTRAS |= {"tensorboard", "wandb", "mlflow"}
 
 LAZY = {
     ("__init__", "load"),
+    ("bundle", "diagnose"),
+    ("bundle", "predict"),
     ("modalities.audio.part", "backbone"),
     ("modalities.audio.decode", "decode"),
     ("nn.runtime", "__init__"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 
@@ -15,10 +15,8 @@ from polymodal.data.gather import Progress, silent
 from polymodal.data.loader import Prepared, prepare
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
-from polymodal.diagnose.run import Diagnosis, diagnose
 from polymodal.errors import BundleError, DataError, SpecError
 from polymodal.evaluate import BATCH, Report, evaluate
-from polymodal.explain.rows import explain as explain_rows
 from polymodal.folder import Content, check_place
 from polymodal.model import Model
 from polymodal.nn import weights
@@ -26,6 +24,9 @@ from polymodal.nn.adapt import Adapter, adapted
 from polymodal.nn.backbone import Backbone
 from polymodal.predictions import Predictions
 from polymodal.spec import Spec
+
+if TYPE_CHECKING:
+    from polymodal.diagnose.run import Diagnosis
 
 CHUNK = 256
 """Rows of a table that are in memory together at prediction."""
@@ -86,6 +87,8 @@ class Bundle:
             chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
             prepared = self._predict_chunk(chunk, predictions, start, strict, allow_paths)
             if explain:
+                from polymodal.explain.rows import explain as explain_rows  # which few predictions need
+
                 predictions.explanations += explain_rows(
                     self.model, prepared, chunk, self.embedder.without_store(), self.device, parts=explain is True,
                     allow_paths=allow_paths, seed=self.spec.seed,
@@ -163,6 +166,8 @@ class Bundle:
         table = Table.read(table)
         prepared = prepare(self.spec, table, self.embedder, strict=strict, progress=progress)
         learned = None if train is None else prepare(self.spec, Table.read(train), self.embedder, progress=progress)
+        from polymodal.diagnose.run import diagnose  # much code that fit and predict do without
+
         return diagnose(
             self.model, prepared, table, self.embedder, self.device, fit_report=self.report.get("fit", {}),
             metric=metric, curve_rows=curve_rows, repeats=repeats, train=learned,
