@@ -303,7 +303,7 @@ def test_no_space_for_a_new_bundle(tmp_path, monkeypatch):
 
 def test_a_bundle_in_a_folder_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BundleError, match="could not be written"):
+    with pytest.raises(BundleError, match="must be a folder that can be written to"):
         fitted("table").save(tmp_path / "file" / "model")
 
 
