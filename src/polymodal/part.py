@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polymodal.errors import suggest
 from polymodal.nn.backbone import Backbone
 from polymodal.reading import Corruption, Pieces, Reading
+from polymodal.reading import Field as FormField
 from polymodal.types import Fused, Masked
 
 
@@ -75,6 +76,10 @@ class Modality(Part):
     def columns(self, name: str) -> tuple[str, ...]:
         """The table's columns that an input called ``name`` is made of."""
         return (self.column or name,)
+
+    def fields(self, name: str) -> tuple[FormField, ...]:
+        """What an input called ``name`` takes, column by column, with examples that the fitted part reads."""
+        return tuple(FormField(column, self.kind) for column in self.columns(name))
 
     @abstractmethod
     def read(self, content: Any) -> Reading:

@@ -1,10 +1,10 @@
-"""What a modality makes of a cell besides tensors: its reading, its noises, its pieces."""
+"""What a modality makes of a cell besides tensors: its reading, its noises, its pieces, its field in a form."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 
@@ -61,3 +61,21 @@ class Pieces:
     count: int
     keep: Callable[[np.ndarray], Any | None]
     show: Callable[[Sequence[float]], Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One column of an input, as a form, a schema or a client needs to know it.
+
+    Attributes:
+        column: of the table.
+        kind: what a cell of it is; any other kind than these is a modality's own, whose cells are JSON values.
+        example: a cell that the fitted part reads; bytes for media, else a JSON value. Made up, never a user's data.
+            None where the modality knows none.
+        levels: of a category, most frequent first; other values are taken too, and reported as unseen.
+    """
+
+    column: str
+    kind: Literal["text", "image", "audio", "number", "category", "boolean", "date"] | str
+    example: Any = None
+    levels: tuple[str, ...] = ()

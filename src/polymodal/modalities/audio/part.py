@@ -15,12 +15,14 @@ from polymodal.modalities.audio.augment import AudioAugmentation
 from polymodal.modalities.audio.corrupt import corruptions
 from polymodal.modalities.audio.decode import decode
 from polymodal.modalities.audio.pieces import pieces
+from polymodal.modalities.audio.sample import sample
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.signal import LogMel, SpectrogramEncoder, denoise, high_pass, level, normalise, trim
 from polymodal.nn.speech import SAMPLE_RATE, WIDTH, speech_embedding
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
+from polymodal.reading import Field as FormField
 from polymodal.types import Masked
 
 SPEECH = "speech-embedding"
@@ -84,6 +86,10 @@ class Audio(Modality):
             return self.pretrained
         installed = all(PACKAGED[file].locate() is not None for file in ("speech-mel", SPEECH))
         return SPEECH if installed else "none"
+
+    def fields(self, name: str) -> tuple[FormField, ...]:
+        """A sound file; the example is a short WAV."""
+        return (FormField(*self.columns(name), "audio", sample()),)
 
     def read(self, content: bytes) -> Reading:
         """Decode a sound file, mix it to one channel, resample and clean it.

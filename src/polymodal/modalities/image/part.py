@@ -19,12 +19,14 @@ from polymodal.modalities.image.corrupt import corruptions
 from polymodal.modalities.image.decode import PILLOW_LIMIT, decode
 from polymodal.modalities.image.encoder import SmallImageEncoder
 from polymodal.modalities.image.pieces import pieces
+from polymodal.modalities.image.sample import sample
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.efficientnet import REDUCTION, WIDTH, efficientnet_lite0
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
+from polymodal.reading import Field as FormField
 from polymodal.types import Masked
 
 LITE = "efficientnet-lite0"
@@ -99,6 +101,10 @@ class Image(Modality):
     def cells(self) -> int:
         """The grid that is used."""
         return self.grid or 2
+
+    def fields(self, name: str) -> tuple[FormField, ...]:
+        """An image file; the example is a small PNG."""
+        return (FormField(*self.columns(name), "image", sample()),)
 
     def read(self, content: bytes) -> Reading:
         """Decode an image file, set it upright, on white, in RGB, clean it and bring it to size.

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,41 +19,15 @@ from polymodal.errors import DataError, SpecError
 from polymodal.modalities.table.augment import TabularAugmentation
 from polymodal.modalities.table.corrupt import corruptions
 from polymodal.modalities.table.pieces import pieces
+from polymodal.modalities.table.scale import Scale, scaled
 from polymodal.nn.numeric import DATE, RESERVED, ColumnEncoder, LinearNumbers, PeriodicNumbers, PiecewiseNumbers, whole
 from polymodal.part import Corruption, Modality, Pieces, Reading
+from polymodal.reading import Field as FormField
 from polymodal.types import Masked
 from polymodal.values import parse_boolean, parse_category, parse_date, parse_number
 
-BINS = 16  # quantile bins of the piecewise-linear embedding
 SHOWN = 64  # levels per column with a summary feature of their own
 Names = tuple[Annotated[str, Field(min_length=1)], ...]
-
-
-class Scale(BaseModel):
-    """Robust scale of one column.
-
-    Attributes:
-        center: median of the training values.
-        scale: their interquartile range; their standard deviation where that is 0; 1 for a constant column.
-        edges: increasing edges of up to 16 quantile bins, in scaled units.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-    center: float
-    scale: float = Field(gt=0)
-    edges: tuple[float, ...] = Field(min_length=2)
-
-    @classmethod
-    def of(cls, values: Sequence[float], clip: float) -> Self:
-        """Measure finite values, at least one."""
-        x = np.asarray(values, np.float64)
-        with np.errstate(over="ignore", invalid="ignore"):
-            low, center, high = np.quantile(x, (0.25, 0.5, 0.75))
-            scale = next((float(s) for s in (high - low, x.std()) if np.isfinite(s) and s > 0), 1.0)
-            edges = np.unique(np.quantile(_scaled(x, center, scale, clip), np.linspace(0, 1, BINS + 1)))
-        if len(edges) < 2:
-            edges = np.array([edges[0], edges[0] + 1])
-        return cls(center=float(center), scale=scale, edges=tuple(edges.tolist()))
 
 
 class Tabular(Modality):
@@ -121,6 +95,15 @@ class Tabular(Modality):
     def columns(self, name: str) -> tuple[str, ...]:
         """Every column of this input."""
         return self.order
+
+    def fields(self, name: str) -> tuple[FormField, ...]:
+        """A field per column; the examples are the training rows' medians and most frequent categories."""
+        numbers = [(n, "number", round(self.scales[n].center, 4) if n in self.scales else 0, ()) for n in self.numbers]
+        levels = {n: self.levels.get(n, ()) for n in self.categories}
+        categories = [(n, "category", next(iter(known), "a"), known) for n, known in levels.items()]
+        booleans = [(n, "boolean", True, ()) for n in self.booleans]
+        dates = [(n, "date", "2024-05-17", ()) for n in self.dates]
+        return tuple(FormField(*field) for field in (*numbers, *categories, *booleans, *dates))
 
     @cached_property
     def _parsers(self) -> list[tuple[str, Callable[[Any], Any]]]:
@@ -242,7 +225,7 @@ class Tabular(Modality):
             else:
                 x[:, i, 0] = [row.get(name, nan) for row in rows]
             if name in self.scales:
-                x[:, i, 0] = _scaled(x[:, i, 0], self.scales[name].center, self.scales[name].scale, self.clip)
+                x[:, i, 0] = scaled(x[:, i, 0], self.scales[name].center, self.scales[name].scale, self.clip)
         mask = ~np.isnan(x[:, :, 0]) & np.array([name in self.seen for name in self.order])
         return Masked(torch.from_numpy(np.nan_to_num(x).astype(np.float32)), torch.from_numpy(mask))
 
@@ -274,12 +257,6 @@ class Tabular(Modality):
         parts.append((2 * values[:, n + c : n + c + b, 0] - 1) * mask[:, n + c : n + c + b])
         parts += [values[:, n + c + b :].flatten(1), mask]
         return torch.cat([part.float() for part in parts], 1)
-
-
-def _scaled(x: np.ndarray, center: float, scale: float, clip: float) -> np.ndarray:
-    """(x - center) / scale, limited to +-clip; NaN stays."""
-    with np.errstate(over="ignore"):
-        return np.clip((x - center) / scale, -clip, clip)
 
 
 def _parse_date(cell: Any) -> tuple[float, ...] | None:

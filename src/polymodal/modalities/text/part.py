@@ -24,6 +24,7 @@ from polymodal.nn.bert import MINILM_WIDTH, BertBackbone, Subwords, minilm_token
 from polymodal.nn.blocks import Block, Positions, TokenEncoder
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
+from polymodal.reading import Field as FormField
 from polymodal.types import Masked
 
 BAG = 2000  # ids in the bag of words of `Text.summary`
@@ -100,6 +101,11 @@ class Text(Modality):
         if self.pretrained != "auto":
             return self.pretrained
         return "none" if PACKAGED["minilm"].locate() is None else "minilm"
+
+    def fields(self, name: str) -> tuple[FormField, ...]:
+        """A text; the example has known words where they were learned from scratch."""
+        known = " ".join((self.vocabulary or ())[:4])
+        return (FormField(*self.columns(name), "text", known or "Two boats in the harbour."),)
 
     def read(self, content: Any) -> Reading:
         """Decode, clean and, beyond ``max_tokens``, cut one text.

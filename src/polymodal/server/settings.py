@@ -1,0 +1,84 @@
+"""What a user can set about a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Place(BaseModel):
+    """A bundle to serve.
+
+    Attributes:
+        name: that clients call it by; the folder's own name when not given.
+        folder: of the bundle.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    folder: Path
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``folder`` or ``name=folder``."""
+        name, equals, folder = text.partition("=")
+        folder = folder if equals else text
+        return cls(name=name if equals else Path(folder).resolve().name, folder=Path(folder))
+
+
+class Settings(BaseModel):
+    """A server's settings.
+
+    Attributes:
+        models: bundles; the first one answers where a request names none.
+        host: address to listen on.
+        port: to listen on; 0 takes a free one.
+        workers: processes that answer; with more than one, another one stands before them.
+        device: that the models run on.
+        runtime: of the frozen backbones; ``auto`` measures which is fastest here.
+        threads: of one call of a runtime; as many as there are cores when not given.
+        batch: rows that go through the model together at most.
+        wait_ms: that a row waits for others which are being decoded.
+        queue: rows that may wait; more are answered by 429.
+        deadline: seconds from a request's arrival after which nobody waits for its answer any more.
+        max_body: bytes of a request.
+        max_rows: of a request.
+        max_pixels: of an image.
+        max_seconds: of a sound.
+        token: that requests must carry as ``Authorization: Bearer TOKEN``.
+        allow_hosts: names of hosts from which media may be fetched by URL.
+        watch: seconds between two looks at the bundles' folders for a new version; 0 never looks.
+        drain: seconds that a stopping server gives to what it has taken in.
+        page: whether ``/`` shows a page to try the model on.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    models: tuple[Place, ...] = Field(min_length=1)
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    workers: int = Field(1, ge=1, le=256)
+    device: str = "auto"
+    runtime: str = "auto"
+    threads: int | None = Field(None, ge=1, le=1024)
+    batch: int = Field(16, ge=1, le=1024)
+    wait_ms: float = Field(2.0, ge=0, le=1000)
+    queue: int = Field(256, ge=1, le=1_000_000)
+    deadline: float = Field(10.0, gt=0, le=3600)
+    max_body: int = Field(32 << 20, ge=1024)
+    max_rows: int = Field(256, ge=1, le=100_000)
+    max_pixels: int = Field(50_000_000, ge=1)
+    max_seconds: float = Field(600.0, gt=0)
+    token: str | None = Field(None, min_length=8)
+    allow_hosts: tuple[str, ...] = ()
+    watch: float = Field(2.0, ge=0, le=3600)
+    drain: float = Field(30.0, ge=0, le=3600)
+    page: bool = True
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> Self:
+        names = [place.name for place in self.models]
+        if len(set(names)) < len(names):
+            raise ValueError(f"models must have names of their own, got {names}. Give them as name=folder.")
+        return self
