@@ -1,15 +1,22 @@
 """Embedder: tokens from the fastest runtime, which must agree with torch."""
 
+import hashlib
+import threading
+
 import pytest
 import torch
 from torch import nn
 
+import loud
 import polymodal as pm
 import shy
 from polymodal.data.embedding import Embedder
 from polymodal.errors import BundleError
 from polymodal.nn.adapt import Thawed
 from polymodal.nn.backbone import Backbone
+from polymodal.nn.provider import GraphFile
+from polymodal.nn.quantise import quantise
+from polymodal.nn.runtime import Half, graph_of
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Modality
 from polymodal.types import Masked
@@ -177,3 +184,148 @@ def test_the_environment_chooses_the_runtime(monkeypatch):
     monkeypatch.setattr(other, "backbone", lambda name: odd)
     with pytest.raises(pm.SpecError, match=r"POLYMODAL_RUNTIME must be one of .* got 'onnx'"):
         other.embed("it", x)
+
+
+# Runtimes by name -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def loudly(tmp_path, monkeypatch):
+    """An embedder of two inputs with backbones, one of them with an int8 graph, and a batch."""
+    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path))
+    x = Masked(torch.randn(3, 4, loud.WIDTH), torch.arange(4) < torch.tensor([[4], [2], [3]]))
+    made = quantise(graph_of(loud.backbone(), x), [(torch.randn(1, 3, loud.WIDTH),) for _ in range(8)])
+    (tmp_path / "0.onnx").write_bytes(made.graph)
+    graph = GraphFile(tmp_path / "0.onnx", hashlib.sha256(made.graph).hexdigest(), alone=True)
+    spec = pm.Spec.parse({"inputs": {"it": "test-loud", "too": "test-loud"}, "outputs": {"y": "classify"}})
+    return Embedder(spec, CPU, int8={"it": graph}), x
+
+
+def test_runtimes_are_named_per_input(loudly):
+    one, x = loudly
+    assert one.runtimes == {"it": "onnxruntime", "too": "onnxruntime"}
+    other = one.with_runtimes({"it": "torch"})
+    assert other.runtimes == {"it": "torch", "too": "onnxruntime"}
+    assert one.runtimes["it"] == "onnxruntime"
+    assert torch.allclose(other.embed("it", x).values, one.embed("it", x).values, atol=2e-3)
+    assert other._ready["it"] is loud.backbone()
+
+
+def test_only_backbones_whose_runtime_changes_start_anew(loudly):
+    one, x = loudly
+    for name in ("it", "too"):
+        one.embed(name, x)
+    other = one.with_runtimes({"it": "torch"})
+    assert set(one._ready) == {"it", "too"}
+    assert other._ready == {"too": one._ready["too"]}
+    assert set(other.with_runtimes({}, torch.get_num_threads())._ready) == {"too"}
+    assert not other.with_runtimes({}, torch.get_num_threads() + 1)._ready
+    two = one.with_runtimes({}, 2)
+    assert two.start("it", x).net.engine.session.get_session_options().intra_op_num_threads == 2
+
+
+def test_int8_is_near_and_has_features_of_its_own(loudly):
+    one, x = loudly
+    fast = one.with_runtimes({"it": "onnxruntime-int8"})
+    found, wanted = fast.embed("it", x), one.embed("it", x)
+    assert torch.equal(found.mask, wanted.mask)
+    assert not torch.equal(found.values, wanted.values)
+    assert torch.cosine_similarity(found.values, wanted.values, -1)[found.mask].min() > 0.98
+    assert fast.key("it") != one.key("it")
+    assert fast.key("too") == one.key("too")
+    assert one.with_runtimes({"it": "torch"}).key("it") == one.key("it")
+
+
+def test_a_row_in_int8_does_not_depend_on_the_rows_beside_it(loudly):
+    one, x = loudly
+    fast = one.with_runtimes({"it": "onnxruntime-int8"})
+    x = Masked(x.values * torch.tensor([1.0, 50.0, 0.1])[:, None, None], x.mask)
+    together = fast.embed("it", x)
+    for i in range(3):
+        alone = fast.embed("it", x[i : i + 1])
+        assert torch.equal(together.values[i][together.mask[i]], alone.values[0][alone.mask[0]])
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"it": "onnxruntim"}, "runtime must be one of .* got 'onnxruntim'. Did you mean 'onnxruntime'"),
+        ({"it": "half"}, "runtime 'half' must run on CUDA, got device 'cpu'"),
+        ({"too": "onnxruntime-int8"}, "must have an int8 graph, got none for input 'too'. .* --to int8"),
+        ({"image": "torch"}, "runtimes must be of inputs with a backbone, got 'image'"),
+    ],
+)
+def test_runtimes_that_cannot_be(loudly, names, message):
+    with pytest.raises(pm.SpecError, match=message):
+        loudly[0].with_runtimes(names)
+
+
+def test_off_the_cpu_backbones_run_in_torch(loudly):
+    one, _ = loudly
+    one.device = torch.device("cuda")
+    assert one.runtimes == {"it": "torch", "too": "torch"}
+    assert one.with_runtimes({"it": "half"}).runtimes["it"] == "half"
+    assert one.with_runtimes({"it": "half"}).key("it") != one.key("it")
+    with pytest.raises(pm.SpecError, match="runtime 'openvino' must run on the CPU, got device 'cuda'"):
+        one.with_runtimes({"it": "openvino"})
+
+
+def test_half_starts_with_a_net_in_float16(loudly):
+    one, x = loudly
+    one._named["it"] = "half"  # as on CUDA
+    assert isinstance(one.start("it", x).net, Half)
+
+
+def test_an_int8_graph_that_was_replaced_is_refused(loudly):
+    one, x = loudly
+    one.int8["it"].file.write_bytes(b"another")
+    with pytest.raises(BundleError, match="must be the file that was saved, got 7 other bytes"):
+        one.with_runtimes({"it": "onnxruntime-int8"}).embed("it", x)
+    one.int8["it"].file.unlink()
+    with pytest.raises(BundleError, match="must be readable"):
+        one.with_runtimes({"it": "onnxruntime-int8"}).embed("it", x)
+
+
+def test_an_adapted_backbone_has_no_int8(loudly):
+    one, _ = loudly
+    fast = one.with_runtimes({"it": "onnxruntime-int8", "too": "torch"})
+    other = fast.with_adapted("it", loud.LoudBackbone())
+    assert other.runtimes == {"it": "onnxruntime", "too": "torch"}
+    assert "it" in fast.int8
+    assert "it" not in other.int8
+
+
+def test_a_backbone_starts_once_whoever_asks_first(loudly, monkeypatch):
+    one, x = loudly
+    started, together = [], threading.Barrier(4)
+    real = one.start
+    monkeypatch.setattr(one, "start", lambda name, example: started.append(name) or real(name, example))
+
+    def work():
+        together.wait()
+        one.embed("it", x)
+
+    jobs = [threading.Thread(target=work) for _ in range(4)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join()
+    assert started == ["it"]
+
+
+def test_an_input_shows_its_example(loudly):
+    one, _ = loudly
+    assert one.example("it").values.shape == (1, 2, loud.WIDTH)
+    one.modalities["it"] = Modality.parse({"type": "test-loud", "example": False})
+    assert one.example("it") is None
+
+
+def test_renewing_makes_the_graph_anew(loudly, tmp_path):
+    one, x = loudly
+    wanted = one.embed("it", x).values
+    (graph,) = (tmp_path / "graphs").glob("*.onnx")
+    graph.write_bytes(b"damaged")
+    one.renew("it")
+    assert not graph.exists()
+    assert torch.equal(one.embed("it", x).values, wanted)
+    assert graph.exists()

@@ -316,5 +316,7 @@ def test_many_small_rows_take_few_files(tmp_path):
 def test_clearing_all_takes_the_graphs_of_backbones_along(tmp_path):
     (tmp_path / "graphs").mkdir()
     (tmp_path / "graphs" / "a.onnx").write_bytes(b"123")
-    assert FeatureStore(tmp_path).clear() == 3
-    assert not (tmp_path / "graphs" / "a.onnx").exists()
+    (tmp_path / "graphs" / "openvino" / "a").mkdir(parents=True)
+    (tmp_path / "graphs" / "openvino" / "a" / "1.blob").write_bytes(b"45")
+    assert FeatureStore(tmp_path).clear() == 5
+    assert not [file for file in (tmp_path / "graphs").rglob("*") if file.is_file()]

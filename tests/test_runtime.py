@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import threading
 import warnings
@@ -158,6 +159,80 @@ def test_threads_reach_the_session(words, tmp_path):
         assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     fast = accelerate(words, tmp_path, batch(2, 3))
     assert fast.net.engine.session.get_session_options().intra_op_num_threads == torch.get_num_threads()
+
+
+def test_a_session_may_be_called_from_several_threads_at_once(words, tmp_path):
+    providers = ["onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
+    for provider in providers:
+        fast = accelerate(words, tmp_path, batch(2, 3), provider, threads=1)
+        rows = [batch(n, 4) for n in range(1, 7)]
+        wanted, found, together = [fast(x).values for x in rows], {}, threading.Barrier(len(rows))
+
+        def work(i, fast=fast, rows=rows, found=found, together=together):
+            together.wait()
+            found[i] = [fast(rows[i]).values for _ in range(20)]
+
+        jobs = [threading.Thread(target=work, args=(i,)) for i in range(len(rows))]
+        for job in jobs:
+            job.start()
+        for job in jobs:
+            job.join()
+        assert all(torch.allclose(y, wanted[i], atol=1e-5) for i in found for y in found[i])
+        assert len(found) == len(rows)
+
+
+def test_openvino_keeps_what_it_compiled_beside_the_graph(words, tmp_path):
+    pytest.importorskip("openvino")
+    x = batch(2, 3)
+    wanted = words(x).values.detach()
+    for _ in range(2):
+        fast = accelerate(words, tmp_path, x, "openvino")
+        torch.testing.assert_close(fast(x).values, wanted, atol=1e-4, rtol=0)
+    (kept,) = (tmp_path / "openvino" / "words").glob("*.blob")
+    kept.write_bytes(kept.read_bytes()[:100])
+    torch.testing.assert_close(accelerate(words, tmp_path, x, "openvino")(x).values, wanted, atol=1e-4, rtol=0)
+    runtime.forget(words, tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_openvino_runs_where_nothing_can_be_kept(words, tmp_path):
+    pytest.importorskip("openvino")
+    graph = tmp_path / "own.onnx"
+    graph.write_bytes(runtime.graph_of(words, batch(2, 3)))
+    (tmp_path / "cache").write_text("in the way")
+    fast = accelerate(words, tmp_path / "cache", batch(2, 3), "openvino", graph=graph)
+    x = batch(2, 3)
+    torch.testing.assert_close(fast(x).values, words(x).values.detach(), atol=1e-4, rtol=0)
+
+
+def test_a_given_graph_runs_instead_of_the_backbones_own(words, tmp_path):
+    x, other = batch(2, 3), Words()
+    graph = tmp_path / "other.onnx"
+    graph.write_bytes(runtime.graph_of(other, x))
+    fast = accelerate(words, tmp_path / "cache", x, graph=graph)
+    torch.testing.assert_close(fast(x).values, other(x).values.detach(), atol=1e-5, rtol=0)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_the_graph_of_a_backbone_is_its_own_or_exported(words, tmp_path):
+    x = batch(2, 3)
+    exported = runtime.graph_of(words, x)
+    assert Session(exported)(x.values, x.mask.float()).shape == (2, 3, 8)
+    file = tmp_path / "own.onnx"
+    file.write_bytes(exported[:50])
+    for brought in (exported[:50], file):
+        words.graph = brought
+        assert runtime.graph_of(words, x) == exported[:50]
+
+
+def test_half_precision_shares_the_weights_and_gives_nearly_the_same(words):
+    x = batch(3, 4)
+    half = runtime.halve(words)
+    assert half.net.net is words.net
+    wanted, found = words(x).values.detach(), half(x).values.detach()
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, wanted, atol=1e-2)
+    assert not torch.equal(found, wanted)
 
 
 def test_example_needs_a_present_row(words, tmp_path):

@@ -18,6 +18,7 @@ from polymodal.devices import choose_device
 from polymodal.errors import BundleError, DataError, SpecError
 from polymodal.evaluate import BATCH, Report, evaluate
 from polymodal.folder import Content, check_place
+from polymodal.int8 import Held
 from polymodal.model import Model
 from polymodal.nn import weights
 from polymodal.nn.adapt import Adapter, adapted
@@ -44,6 +45,7 @@ class Bundle:
         embedder: the frozen backbones; its store serves `evaluate`, not `predict`.
         warnings: of the fit, for a person.
         adapters: input name -> changes of its backbone since it was pretrained, in order.
+        int8: int8 graphs of its backbones and what was measured with them; None where the folder held none.
     """
 
     spec: Spec
@@ -53,6 +55,7 @@ class Bundle:
     embedder: Embedder
     warnings: list[str] = field(default_factory=list)
     adapters: Mapping[str, Sequence[Adapter]] = field(default_factory=dict)
+    int8: Held | None = None
 
     def __repr__(self) -> str:
         """What goes in, what comes out, where it runs."""
@@ -193,7 +196,9 @@ class Bundle:
         Raises:
             BundleError: the folder holds something else, or cannot be written. What was there stays.
         """
-        content = Content(self.spec, self.model.state_dict(), self.report, self.embedder.digests, self.adapters)
+        content = Content(
+            self.spec, self.model.state_dict(), self.report, self.embedder.digests, self.adapters, self.int8
+        )
         return content.write(path, self.embedder.copy_files if self_contained else None)
 
     @classmethod
@@ -208,14 +213,18 @@ class Bundle:
         if (path / "backbones").is_dir():
             weights.search_also(path / "backbones")
         content, chosen = Content.read(path), choose_device(device)
-        embedder = Embedder(content.spec, chosen, store, _adapted(content, path))
+        graphs = content.int8.graphs if content.int8 is not None else {}
+        embedder = Embedder(content.spec, chosen, store, _adapted(content, path), graphs)
         embedder.check(content.backbones, path)
         model = Model(content.spec)
         try:
             model.load_state_dict(content.weights)
         except RuntimeError as error:
             raise BundleError(f"{path / 'weights.safetensors'} must fit the spec: {error}") from None
-        return cls(content.spec, model.to(chosen).eval(), content.report, chosen, embedder, adapters=content.adapters)
+        return cls(
+            content.spec, model.to(chosen).eval(), content.report, chosen, embedder, adapters=content.adapters,
+            int8=content.int8,
+        )  # fmt: skip
 
 
 def _adapted(content: Content, path: Path) -> dict[str, Backbone]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from polymodal import __version__
 from polymodal.card import card
 from polymodal.errors import BundleError, PolymodalError
+from polymodal.int8 import FOLDER, Held, Note, read_int8, write_int8
 from polymodal.nn.adapt import Adapter
 from polymodal.spec import Spec
 
@@ -28,7 +29,7 @@ FORMAT = 2
 
 FILES = {
     "spec.json", "weights.safetensors", "adapters.safetensors", "report.json", "README.md", "backbones", "spec.yaml",
-    "report.html",
+    "report.html", FOLDER,
 }  # fmt: skip
 """Everything that a bundle's folder may hold: it is replaced as a whole."""
 
@@ -43,6 +44,7 @@ class Content:
         report: of the fit, as JSON.
         backbones: input name -> digest of the frozen backbone it was trained with.
         adapters: input name -> changes of its backbone, in the order in which they were made.
+        int8: graphs of its backbones; they are written only with the weights and backbones that they were scored with.
     """
 
     spec: Spec
@@ -50,6 +52,7 @@ class Content:
     report: dict[str, Any]
     backbones: Mapping[str, str]
     adapters: Mapping[str, Sequence[Adapter]] = field(default_factory=dict)
+    int8: Held | None = None
 
     def write(self, path: str | Path, copy_backbones: Callable[[Path], None] | None = None) -> Path:
         """Write the folder, whole or not at all.
@@ -91,6 +94,8 @@ class Content:
         (folder / "spec.json").write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "report.json").write_text(json.dumps(self.report, indent=1, ensure_ascii=False), encoding="utf-8")
         (folder / "README.md").write_text(card(self.spec, self.report) + _improvements(self.report), encoding="utf-8")
+        if self.int8 is not None and self.int8.fits(manifest["weights_sha256"], self.backbones):
+            self.int8.copy(folder / FOLDER)
 
     def _put_adapters(self, file: Path) -> dict[str, Any]:
         """Write the adapters' tensors, named by their place in the list that the manifest gets."""
@@ -108,8 +113,30 @@ class Content:
             BundleError: it is no bundle, is incomplete or damaged, or is of a newer version.
         """
         manifest = read_manifest(path)
-        spec, weights = _spec(path, manifest), _tensors(path / "weights.safetensors", manifest.get("weights_sha256"))
-        return cls(spec, weights, _report(path), manifest.get("backbones", {}), _adapters(path, manifest))
+        spec, sha256, backbones = _spec(path, manifest), manifest.get("weights_sha256"), manifest.get("backbones", {})
+        weights, int8 = _tensors(path / "weights.safetensors", sha256), read_int8(path / FOLDER, sha256, backbones)
+        return cls(spec, weights, _report(path), backbones, _adapters(path, manifest), int8)
+
+
+def put_int8(path: Path, note: Note, graphs: Mapping[str, bytes]) -> None:
+    """Put int8 graphs into a bundle's folder, in the place of those it holds; whole or not at all.
+
+    Raises:
+        BundleError: the folder is no bundle, holds another model than the one they were scored with, or cannot be
+            written.
+    """
+    path = Path(os.path.abspath(path))
+    if read_manifest(path).get("weights_sha256") != note.weights_sha256:
+        raise BundleError(f"{path} must hold the model that was scored in int8, got another one. Score that one.")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.{FOLDER}")
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        write_int8(beside, note, graphs)
+        _swap(beside, path / FOLDER)
+    except OSError as error:
+        raise BundleError(f"{path} could not be written: {error.strerror or error}. Nothing was changed.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 def check_place(path: str | Path) -> Path:
@@ -137,7 +164,7 @@ def check_place(path: str | Path) -> Path:
 
 def _swap(new: Path, path: Path) -> None:
     """Put a finished folder in the place of what is there."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
+    old = new.with_name(f".{path.name}.{os.getpid()}.old")
     path.parent.mkdir(parents=True, exist_ok=True)
     had = path.exists()
     if had:
@@ -217,9 +244,17 @@ def _improvements(report: Mapping[str, Any]) -> str:
 
 def _put(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors; their sha256."""
-    content = save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
-    file.write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
+    file.write_bytes(_packed(tensors))
+    return weights_sha256(tensors)
+
+
+def _packed(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({name: t.detach().cpu().contiguous() for name, t in tensors.items()})
+
+
+def weights_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Sha256, in hex, of the file that a model's state is saved as."""
+    return hashlib.sha256(_packed(tensors)).hexdigest()
 
 
 def _tensors(file: Path, sha256: str | None) -> dict[str, Tensor]:

@@ -125,9 +125,10 @@ class FeatureStore:
         """
         notes = self.folder.glob("*/shelf.json") if key is None else [self._path(key) / "shelf.json"]
         freed = sum(_remove(note.parent) for note in notes if note.exists())
-        for graph in self.folder.glob("graphs/*.onnx") if key is None else ():
-            freed += graph.stat().st_size
-            graph.unlink(missing_ok=True)
+        for pattern in ("graphs/*.onnx", "graphs/openvino/*/*.blob") if key is None else ():
+            for graph in self.folder.glob(pattern):
+                freed += graph.stat().st_size
+                graph.unlink(missing_ok=True)
         return freed
 
     def evict(self) -> None:

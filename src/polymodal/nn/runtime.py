@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import os
+import shutil
 import tempfile
+import threading
 import warnings
 from functools import cache
 from pathlib import Path
@@ -24,17 +26,24 @@ Provider = Literal["onnxruntime", "openvino"]
 class Session(nn.Module):
     """An ONNX graph as a module from tensors to its first output. It has no gradient and runs on the CPU.
 
-    Sessions may be shared between threads, but not with a forked process.
+    Sessions may be called from several threads at once, but not shared with a forked process.
 
     Args:
         graph: an .onnx file, or its bytes.
         provider: the runtime that executes it.
         threads: of one call; as many as torch uses when not given.
+        folder: where OpenVINO may keep what it made of a file, so that it starts several times faster the next time.
     """
 
-    def __init__(self, graph: bytes | Path, provider: Provider = "onnxruntime", threads: int | None = None) -> None:
+    def __init__(
+        self,
+        graph: bytes | Path,
+        provider: Provider = "onnxruntime",
+        threads: int | None = None,
+        folder: Path | None = None,
+    ) -> None:
         super().__init__()
-        self.engine = _ENGINES[provider](graph, threads or torch.get_num_threads())
+        self.engine = _ENGINES[provider](graph, threads or torch.get_num_threads(), folder)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         """Run the graph on its inputs, in their order. The result lies where the first tensor does."""
@@ -47,7 +56,7 @@ class Session(nn.Module):
 class _OnnxRuntime:
     """Runs a graph in ONNX Runtime, without threads that spin while they wait."""
 
-    def __init__(self, graph: bytes | Path, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int, folder: Path | None) -> None:
         import onnxruntime  # 0.1 s that only a backbone needs
 
         options = onnxruntime.SessionOptions()
@@ -66,7 +75,7 @@ class _OnnxRuntime:
 class _OpenVino:
     """Runs a graph in OpenVINO, in float32 so that tokens stay those of torch."""
 
-    def __init__(self, graph: bytes | Path, threads: int) -> None:
+    def __init__(self, graph: bytes | Path, threads: int, folder: Path | None) -> None:
         try:
             import openvino  # pyright: ignore[reportMissingImports]
         except ImportError as error:
@@ -75,11 +84,17 @@ class _OpenVino:
             ) from error
         hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
         core = openvino.Core()
-        model = core.read_model(io.BytesIO(graph) if isinstance(graph, bytes) else graph)
-        self.model = core.compile_model(model, "CPU", hints)
+        if isinstance(graph, bytes):
+            self.model = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", hints)
+        else:
+            kept = {} if folder is None or not _writable(folder) else {"CACHE_DIR": str(folder)}
+            self.model = core.compile_model(str(graph), "CPU", hints | kept)
+        self._own = threading.local()
 
     def run(self, arrays: list[Any]) -> Any:
-        request = self.model.create_infer_request()  # one per call: requests are not shared between threads
+        request = getattr(self._own, "request", None)
+        if request is None:  # one per thread: a request runs one call at a time, and a new one costs 0.5 ms
+            request = self._own.request = self.model.create_infer_request()
         request.infer(arrays)
         return request.get_output_tensor(0).data.copy()
 
@@ -87,8 +102,35 @@ class _OpenVino:
 _ENGINES = {"onnxruntime": _OnnxRuntime, "openvino": _OpenVino}
 
 
+class Half(nn.Module):
+    """A net whose matrix products and convolutions run in float16. Takes and returns what the net does.
+
+    Args:
+        net: on the device it is to run on; shared, not copied.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        """Run the net; its result is float32."""
+        with torch.autocast(tensors[0].device.type, torch.float16):
+            return self.net(*tensors).float()
+
+
+def halve(backbone: Backbone) -> Backbone:
+    """Copy a frozen backbone so that its ``net`` runs in float16. The weights are shared."""
+    return _with_net(backbone, Half(backbone.net))
+
+
 def accelerate(
-    backbone: Backbone, folder: Path, example: Masked, provider: Provider = "onnxruntime", threads: int | None = None
+    backbone: Backbone,
+    folder: Path,
+    example: Masked,
+    provider: Provider = "onnxruntime",
+    threads: int | None = None,
+    graph: Path | None = None,
 ) -> Backbone:
     """Copy a frozen backbone with its ``net`` replaced by an inference session.
 
@@ -103,6 +145,7 @@ def accelerate(
         example: collated values, one present row is enough. Its content does not matter.
         provider: "openvino" needs the extra of that name.
         threads: of one call; as many as torch uses when not given.
+        graph: to run instead of the backbone's own, such as its int8 one.
 
     Returns:
         A backbone of the same class, width and digest, without gradient.
@@ -110,20 +153,33 @@ def accelerate(
     Raises:
         SpecError: the provider is not installed.
     """
+    ready = graph or getattr(backbone, "graph", None)
+    if ready is None:
+        return _with_net(backbone, _kept(backbone, Path(folder), example, provider, threads))
+    return _with_net(backbone, Session(ready, provider, threads, _compiled(backbone, Path(folder))))
+
+
+def graph_of(backbone: Backbone, example: Masked) -> bytes:
+    """The float graph of a backbone. ``example`` as for `accelerate`."""
     ready = getattr(backbone, "graph", None)
-    session = _kept(backbone, Path(folder), example, provider, threads) if ready is None else None
+    if ready is None:
+        return _export(backbone, example)
+    return ready if isinstance(ready, bytes) else Path(ready).read_bytes()
+
+
+def _with_net(backbone: Backbone, net: nn.Module) -> Backbone:
     fast = copy.copy(backbone)
     fast._modules = dict(backbone._modules)  # a shallow copy shares the table of modules
-    fast.net = session or Session(ready, provider, threads)  # pyright: ignore[reportArgumentType]
+    fast.net = net
     return fast.eval()
 
 
 def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider, threads: int | None) -> Session:
     """Session of the kept graph; of a new one where it is missing or damaged."""
-    path = _place(backbone, folder)
+    path, compiled = _place(backbone, folder), _compiled(backbone, folder)
     if path.is_file():
         try:
-            return Session(path, provider, threads)
+            return Session(path, provider, threads, compiled)
         except (*_faults(), OSError, RuntimeError):
             pass  # damaged: built anew below, where a fault of the runtime itself will show
     graph = _export(backbone, example)
@@ -132,7 +188,21 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
     except OSError as error:
         _warn_once(folder, error.strerror or str(error))
         return Session(graph, provider, threads)
-    return Session(path, provider, threads)
+    return Session(path, provider, threads, compiled)
+
+
+def _compiled(backbone: Backbone, folder: Path) -> Path:
+    """Where OpenVINO keeps what it made of a backbone's graphs."""
+    return folder / "openvino" / backbone.digest
+
+
+def _writable(folder: Path) -> bool:
+    """Whether a folder is there, made if need be, and takes files."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)
 
 
 def _place(backbone: Backbone, folder: Path) -> Path:
@@ -141,8 +211,9 @@ def _place(backbone: Backbone, folder: Path) -> Path:
 
 
 def forget(backbone: Backbone, folder: Path) -> None:
-    """Remove the kept graph of a backbone, if there is one. Sessions that run it go on."""
+    """Remove what is kept of a backbone: its graph, and what OpenVINO made of it. Sessions that run it go on."""
     _place(backbone, folder).unlink(missing_ok=True)
+    shutil.rmtree(_compiled(backbone, folder), ignore_errors=True)
 
 
 def _export(backbone: Backbone, example: Masked) -> bytes:
