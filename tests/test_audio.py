@@ -3,11 +3,13 @@
 import csv
 import io
 import os
+import socket
 import struct
 import wave as wavefile
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from pydantic import ValidationError
 
 from polymodal.errors import DataError
 from polymodal.modalities.audio import Audio, AudioAugmentation
+from polymodal.modalities.audio.decode import SEALED
 from polymodal.nn.blocks import AttentionPool
 from polymodal.nn.signal import LogMel, band_stop, denoise, frame_levels, high_pass, level, normalise, trim
 from polymodal.nn.weights import PACKAGED
@@ -146,6 +149,121 @@ def test_broken_files_are_refused(name, capfd):
     with pytest.raises(DataError, match="must"):
         Audio().read(BROKEN[name])
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("form", "codec", "rate"),
+    [
+        ("adts", "aac", 44100), ("aiff", "pcm_s16be", 44100), ("amr", "libopencore_amrnb", 8000), ("avi", "mp2", 44100),
+        ("au", "pcm_s16be", 8000), ("caf", "pcm_s16be", 44100), ("flv", "aac", 44100), ("mov", "aac", 44100),
+        ("mpeg", "mp2", 44100), ("mpegts", "aac", 44100), ("webm", "libopus", 48000), ("wv", "wavpack", 44100),
+    ],
+)  # fmt: skip
+def test_more_containers(form, codec, rate):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    assert peak_hz(Audio().read(encode(sine(440, 2, rate), form, codec, rate)).value) == pytest.approx(440, abs=2)
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A sound in the working directory, and a server on this machine, that no file may make us read."""
+    (tmp_path / "secret.wav").write_bytes(wav(sine()))
+    (tmp_path / "secret.ts").write_bytes(encode(sine(440, 1, 44100), "mpegts", "aac", 44100))
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as trap:
+        yield tmp_path, f"127.0.0.1:{trap.getsockname()[1]}"
+        trap.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            trap.accept()
+
+
+SEGMENT = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+SESSION = "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=audio 5004 RTP/AVP 0\n"
+POINTERS = {
+    "playlist of a path": SEGMENT.format("{folder}/secret.ts"),
+    "playlist of a file URL": SEGMENT.format("file://{folder}/secret.ts"),
+    "playlist of a concat URL": SEGMENT.format("concat:{folder}/secret.ts|{folder}/secret.ts"),
+    "playlist of a host": SEGMENT.format("http://{host}/secret.ts"),
+    "playlist of playlists": "#EXTM3U\n#EXT-X-STREAM-INF:BANDWIDTH=1\nhttp://{host}/a.m3u8\n",
+    "list of a neighbour": "ffconcat version 1.0\nfile secret.wav\n",
+    "list of a path": "ffconcat version 1.0\nfile {folder}/secret.wav\n",
+    "list of a host": "ffconcat version 1.0\nfile http://{host}/secret.wav\n",
+    "session": SESSION,
+    "manifest": '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"><Period><AdaptationSet>'
+    '<Representation id="1"><BaseURL>http://{host}/secret.wav</BaseURL></Representation></AdaptationSet></Period></MPD>',
+    "subtitles": "# VobSub index file, v7\nsize: 720x576\n",
+    "metadata": ";FFMETADATA1\n",
+}
+
+
+@pytest.mark.parametrize("name", POINTERS)
+def test_a_file_cannot_make_us_read_another(name, canary):
+    folder, host = canary
+    with pytest.raises(DataError, match="must be a file that FFmpeg decodes"):
+        Audio().read(POINTERS[name].format(folder=folder, host=host).encode())
+
+
+def opened(content, **sealed):
+    """Samples that FFmpeg finds with some options."""
+    with av.open(io.BytesIO(content), "r", container_options=sealed) as container:
+        pieces = [frame.to_ndarray()[0] for frame in container.decode(container.streams.audio[0])]
+    return np.concatenate([np.zeros(0), *pieces])
+
+
+def test_each_lock_holds_by_itself(canary):
+    content = POINTERS["list of a neighbour"].encode()
+    assert len(opened(content)) == RATE  # which is what FFmpeg does if it may
+    for lock in SEALED.items():
+        with pytest.raises(av.error.FFmpegError):
+            opened(content, **dict([lock]))
+
+
+def test_the_samples_must_be_in_the_file(monkeypatch, canary):
+    film = encode(np.zeros(8000), "mov", "pcm_s16le", 8000)
+    start = film.index(b"moov") - 4
+    film = film[:start] + with_reference(film[start:], b"secret.wav")
+    assert not opened(film).any()
+    assert opened(film, enable_drefs="1").any()  # of the other file
+    monkeypatch.setitem(SEALED, "enable_drefs", "1")
+    with pytest.raises(DataError, match="must be in the file itself"):
+        Audio().read(film)
+
+
+def with_reference(atoms, name):
+    """QuickTime atoms whose samples are said to lie in another file, by the path in an alias record."""
+    found, place = b"", 0
+    while place + 8 <= len(atoms):
+        size, kind = struct.unpack(">I4s", atoms[place : place + 8])
+        body = atoms[place + 8 : place + size]
+        if kind in (b"moov", b"trak", b"mdia", b"minf", b"dinf"):
+            body = with_reference(body, name)
+        elif kind == b"dref":
+            path = name + bytes(len(name) % 2)
+            alias = bytes(14) + b"\4disk".ljust(28, b"\0") + bytes(12) + bytes([len(name)]) + name.ljust(63, b"\0")
+            alias += bytes(16) + struct.pack(">HH", 1, 1) + bytes(16)
+            alias += (
+                struct.pack(">HH", 2, len(name)) + path + struct.pack(">HH", 18, len(name)) + path + b"\xff\xff\0\0"
+            )
+            body = bytes(4) + struct.pack(">II4s", 1, 8 + len(alias), b"alis") + alias
+        found += struct.pack(">I4s", 8 + len(body), kind) + body
+        place += size
+    return found
+
+
+def test_a_sound_of_untold_length_ends_somewhere():
+    """Frames of silence are some bytes each, so that a small file can hold days."""
+    content = bytearray(encode(np.zeros(48000 * 60), "flac", "flac", 48000))
+    content[21] &= 0xF0  # the number of samples in the header: not known
+    content[22:26] = bytes(4)
+    head = 4
+    while not content[head] & 0x80:
+        head += 4 + int.from_bytes(content[head + 1 : head + 4], "big")
+    head += 4 + int.from_bytes(content[head + 1 : head + 4], "big")
+    day = bytes(content[:head]) + bytes(content[head:]) * 62
+    assert Audio(max_seconds=1).read(bytes(content)).facts["seconds"] == pytest.approx(60)
+    with pytest.raises(DataError, match="at most 3600 s where its header does not tell its length"):
+        Audio(max_seconds=1).read(day)
 
 
 @pytest.mark.parametrize("size", [0, 0xFFFFFFFF, 0x7FFFF000])

@@ -15,7 +15,7 @@ from PIL import ImageCms, ImageOps
 from pydantic import ValidationError
 
 from polymodal.errors import BundleError, DataError, SpecError
-from polymodal.modalities.image import Image, ImageAugmentation, clean, decode
+from polymodal.modalities.image import Image, ImageAugmentation, clean, decode, jpeg
 from polymodal.nn import efficientnet, hub
 from polymodal.nn.efficientnet import EfficientNet, GridPool, SameConv, cell_centres
 from polymodal.nn.runtime import accelerate
@@ -568,3 +568,31 @@ def test_published_classifier_names_drawn_animals():
     with torch.no_grad():
         y = part.backbone()(x).mean() @ state["_fc.weight"].T + state["_fc.bias"]
     assert y.argmax(1).tolist() == list(classes.values())
+
+
+def _progressive(side=64, **options):
+    pixels, sink = np.random.default_rng(3).integers(0, 255, (side, side, 3), dtype=np.uint8), io.BytesIO()
+    Pillow.fromarray(pixels).save(sink, "JPEG", progressive=True, **options)
+    return sink.getvalue()
+
+
+def test_scans_of_a_jpeg_are_counted_by_its_markers():
+    plain = _progressive()
+    assert 3 < jpeg.count_scans(plain) < 20
+    assert jpeg.count_scans(_progressive(exif=b"Exif\x00\x00" + 3 * plain)) == jpeg.count_scans(plain)  # a thumbnail
+    assert jpeg.count_scans(plain + 9 * plain) == jpeg.count_scans(plain)  # another image behind it
+    assert jpeg.count_scans(b"\xff\xd8") == 0
+    assert jpeg.count_scans(plain[:400]) < jpeg.count_scans(plain)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
+    plain = _progressive()
+    last = plain.rindex(b"\xff\xda")
+    scan, end = plain[last:-2], plain[-2:]
+    for times, refused in ((80, False), (5000, True)):
+        content = plain[:-2] + times * scan + end
+        if refused:
+            with pytest.raises(DataError, match="at most 100 scans"):
+                decode.decode(content, 10_000)
+        else:
+            assert decode.decode(content, 10_000).pixels.shape == (64, 64, 3)

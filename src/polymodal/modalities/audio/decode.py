@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 import soxr
@@ -18,7 +18,17 @@ if TYPE_CHECKING:
 EXACT = {"flac", "mov,mp4,m4a,3gp,3g2,mj2"}  # containers whose header tells the length, which is not just estimated
 SLACK = 0.25  # seconds by which edit lists and encoder delay may shorten a track
 UNKNOWN_SIZE = 0x7FFF0000  # programs that write into a pipe put 0, or this or more, where the size belongs
+UNTOLD = 3600.0  # seconds of a sound whose header does not tell its length: 32 MB of FLAC can hold a month of silence
 REPAIR = "Repair or remove the file."
+CONTAINERS = (
+    "aac", "aax", "ac3", "adx", "aiff", "amr", "amrnb", "amrwb", "ape", "asf", "au", "avi", "caf", "dsf", "dts",
+    "dtshd", "dv", "eac3", "flac", "flv", "gsm", "gxf", "iff", "ircam", "loas", "matroska", "mlp", "mov", "mp3",
+    "mpc", "mpc8", "mpeg", "mpegts", "mxf", "nistsphere", "nut", "ogg", "oma", "qcp", "qoa", "rm", "rso", "shn",
+    "sox", "swf", "tak", "truehd", "tta", "voc", "w64", "wav", "wsd", "wtv", "wv", "xwma",
+)  # fmt: skip
+"""What is opened, by FFmpeg's names: files that hold their samples themselves. The others must stay shut: a playlist
+(concat, hls) or a session description (sdp) makes FFmpeg read the files and hosts that it names."""
+SEALED = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": ""}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +63,16 @@ def decode(content: bytes, rate: int, longest: float) -> Sound:
     check_size(content)
     to_float = av.AudioResampler(format="fltp")
     try:
-        with av.open(io.BytesIO(content), "r", metadata_errors="replace") as container:
+        with av.open(
+            io.BytesIO(content), "r", metadata_errors="replace", container_options=dict(SEALED), io_open=_refuse
+        ) as container:
             wave, seconds, native, channels = _track(container, to_float, longest)
     except (av.error.FFmpegError, ValueError) as error:
         if isinstance(error, DataError):
             raise
         reason = getattr(error, "strerror", None) or str(error)
+        if isinstance(error, av.error.ArgumentError):
+            reason += " (a playlist, or another format that is not opened)"
         raise DataError(f"sound must be a file that FFmpeg decodes to its end, got: {reason}. {REPAIR}") from error
     if not np.isfinite(wave).all():
         raise DataError(f"samples must be finite numbers, got NaN or infinity. {REPAIR}")
@@ -69,6 +83,11 @@ def decode(content: bytes, rate: int, longest: float) -> Sound:
     if not len(wave):
         raise DataError(f"sound must have at least one sample, got none. {REPAIR}")
     return Sound(np.ascontiguousarray(wave, dtype=np.float32), seconds, native, channels, cut)
+
+
+def _refuse(url: str, flags: int, options: dict[str, str]) -> NoReturn:
+    """Open nothing that a file refers to."""
+    raise DataError(f"sound must be in the file itself, got a reference to another one. {REPAIR}")
 
 
 def _track(container: InputContainer, to_float: AudioResampler, longest: float) -> tuple[np.ndarray, float, int, int]:
@@ -85,6 +104,11 @@ def _track(container: InputContainer, to_float: AudioResampler, longest: float) 
             parts.extend(piece.to_ndarray().mean(0, dtype=np.float32) for piece in to_float.resample(frame))
         elif promised is not None:
             return np.concatenate(parts), max(promised, count / native), native, channels
+        elif count > max(longest, UNTOLD) * native:
+            raise DataError(
+                f"sound must last at most {max(longest, UNTOLD):g} s where its header does not tell its length, "
+                "got more. Cut it, or save it again as a whole file."
+            )
         count += frame.samples
     if not parts:
         raise DataError(f"sound must have at least one sample, got none. {REPAIR}")

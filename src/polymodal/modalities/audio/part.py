@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -89,7 +90,7 @@ class Audio(Modality):
 
     def fields(self, name: str) -> tuple[FormField, ...]:
         """A sound file; the example is a short WAV."""
-        return (FormField(*self.columns(name), "audio", sample()),)
+        return (FormField(self.columns(name)[0], "audio", sample()),)
 
     def read(self, content: bytes) -> Reading:
         """Decode a sound file, mix it to one channel, resample and clean it.
@@ -175,7 +176,14 @@ class Audio(Modality):
     def summary(self, x: Masked) -> Tensor:
         """Mean and standard deviation over time: of the backbone's tokens (B, 2 W), or of 64 log-mel bands (B, 128)."""
         if self.name == "none":
-            x = LogMel(self.sample_rate).to(x.values.device)(x)
+            x = _log_mel(self.sample_rate, x.values.device)(x)
         mean = x.mean()
         deviation = Masked((x.values - mean.unsqueeze(1)).square(), x.mask).mean().sqrt()
         return torch.cat([mean, deviation], 1)
+
+
+@cache
+def _log_mel(rate: int, device: torch.device) -> LogMel:
+    """One per process, rate and device."""
+    with torch.inference_mode(False):
+        return LogMel(rate).to(device)

@@ -16,6 +16,7 @@ import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
 from polymodal.errors import DataError
+from polymodal.modalities.image.jpeg import MOST_SCANS, count_scans
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
 PILLOW_LIMIT = 178_956_970  # twice Image.MAX_IMAGE_PIXELS: Pillow itself opens nothing larger
@@ -60,7 +61,7 @@ def decode(content: bytes, max_pixels: int, least: int | None = None) -> Decoded
         least: sides of at least so many pixels will do, which lets a large JPEG be decoded at 1/2 to 1/8.
 
     Raises:
-        DataError: not an image, damaged, or too large.
+        DataError: not an image, damaged, too large, or made to take long.
     """
     image = _open(content, max_pixels)
     pixels = _fast_jpeg(content, image, least)
@@ -106,6 +107,11 @@ def _open(content: bytes, max_pixels: int) -> Image.Image:
         raise DataError(f"image must have a readable header, got {error}. {_ADVICE}") from error
     if image.width * image.height > max_pixels:
         raise _too_large(f"{image.width} x {image.height} = {image.width * image.height}", max_pixels)
+    if image.format in ("JPEG", "MPO") and count_scans(content) > MOST_SCANS:
+        raise DataError(
+            f"image must have at most {MOST_SCANS} scans, got a JPEG with more. It may be a bomb: save it anew if you "
+            "trust it."
+        )
     return image
 
 

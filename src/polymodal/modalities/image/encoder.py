@@ -40,7 +40,7 @@ class SmallImageEncoder(nn.Module):
         """Encode images; every row is present."""
         pixels = (x.values[:, 0].float() - 127.0) / 128.0
         values = self.project(self.norm(self.pool(self.features(pixels))))
-        at = self.at.expand(len(values), -1, -1)
+        at = self.at.expand(values.shape[0], -1, -1)
         return Masked(values + self.positions(at), x.mask.expand(-1, values.shape[1]), at)
 
 

@@ -27,7 +27,7 @@ from polymodal.nn.efficientnet import REDUCTION, WIDTH, efficientnet_lite0
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.reading import Field as FormField
-from polymodal.types import Masked
+from polymodal.types import Masked, tracing
 
 LITE = "efficientnet-lite0"
 THUMBNAIL = 8  # side of what `Image.summary` sees without a backbone
@@ -104,7 +104,7 @@ class Image(Modality):
 
     def fields(self, name: str) -> tuple[FormField, ...]:
         """An image file; the example is a small PNG."""
-        return (FormField(*self.columns(name), "image", sample()),)
+        return (FormField(self.columns(name)[0], "image", sample()),)
 
     def read(self, content: bytes) -> Reading:
         """Decode an image file, set it upright, on white, in RGB, clean it and bring it to size.
@@ -176,7 +176,16 @@ class Image(Modality):
         """Mean of the backbone's tokens (B, W), or a thumbnail's pixels in [0, 1] (B, 192)."""
         if self.name != "none":
             return x.mean()
-        return functional.adaptive_avg_pool2d(x.values[:, 0].float() / 255, THUMBNAIL).flatten(1)
+        return _thumbnail(x.values[:, 0].float() / 255, self.side).flatten(1)
+
+
+def _thumbnail(pixels: Tensor, side: int) -> Tensor:
+    """Mean of each cell of an 8 x 8 grid: (B, 3, side, side) -> (B, 3, 8, 8)."""
+    if not tracing():
+        return functional.adaptive_avg_pool2d(pixels, THUMBNAIL)
+    cells = [slice(i * side // THUMBNAIL, -(-(i + 1) * side // THUMBNAIL)) for i in range(THUMBNAIL)]
+    rows = torch.stack([pixels[:, :, cell].mean(2) for cell in cells], 2)  # ONNX has no cells of unequal size
+    return torch.stack([rows[..., cell].mean(3) for cell in cells], 3)
 
 
 @cache
