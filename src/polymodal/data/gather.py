@@ -187,17 +187,32 @@ class Gathering(Survey):
 
     def _tokens(self, values: Sequence[Any | None]) -> Masked:
         """Collate and embed, similar lengths together so that little is padding."""
-        modality, name = self.source.modality, self.source.name
         if self._backbone is None:
-            return modality.collate(values)
-        order = sorted(range(len(values)), key=lambda i: _length(values[i]))
-        parts = []
-        for start in range(0, len(order), EMBED):
-            some = [values[i] for i in order[start : start + EMBED]]
-            parts.append(self.embedder.embed(name, modality.collate(some)))
-        back = torch.empty(len(order), dtype=torch.long)
-        back[torch.tensor(order)] = torch.arange(len(order))
-        return Masked.join(parts)[back]
+            return self.source.modality.collate(values)
+        return embed_values(self.embedder, self.source.name, values, EMBED)
+
+
+def embed_values(embedder: Embedder, name: str, values: Sequence[Any | None], size: int) -> Masked:
+    """Collate and embed one input's values, ``size`` of similar length at a time so that little is padding.
+
+    Args:
+        embedder: of an input with a backbone.
+        name: of the input.
+        values: as its modality read them; None where absent.
+        size: rows that go through the backbone together.
+
+    Returns:
+        (B, T, W) tokens, in the order of the values.
+    """
+    modality = embedder.modalities[name]
+    order = sorted(range(len(values)), key=lambda i: _length(values[i]))
+    if len(order) <= size:
+        return embedder.embed(name, modality.collate(values))
+    chunks = [order[start : start + size] for start in range(0, len(order), size)]
+    parts = [embedder.embed(name, modality.collate([values[i] for i in chunk])) for chunk in chunks]
+    back = torch.empty(len(order), dtype=torch.long)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return Masked.join(parts)[back]
 
 
 def _length(value: Any) -> int:

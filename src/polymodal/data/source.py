@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -63,13 +64,7 @@ class Source:
 
     def read(self, row: int, cell: Cell | Quarantined | None) -> Reading | Quarantined | None:
         """Decode a cell; None where nothing usable is in it."""
-        if not isinstance(cell, Cell):
-            return cell
-        try:
-            reading = self.modality.read(cell.content)
-        except DataError as error:
-            return self._quarantine(row, cell.origin, error)
-        return reading
+        return decode_cell(self.name, self.modality, cell, self.first + row)
 
     def broken(self, row: int, column: str, cell: Cell | Quarantined | None, reason: str) -> Quarantined:
         """One column's part of a cell that spans several."""
@@ -77,14 +72,61 @@ class Source:
         return Quarantined(self.first + row, column, f"{value!r:.60}", reason)
 
     def _cell(self, row: int, values: dict[str, Any]) -> Cell | Quarantined | None:
-        if all(value is None for value in values.values()):
-            return None
-        modality = self.modality
-        value = values if modality.spans else next(iter(values.values()))
-        try:
-            return content(value, modality.media, self.table.base, self.allow_paths)
-        except DataError as error:
-            return self._quarantine(row, str(value)[:200] if isinstance(value, str) else type(value).__name__, error)
+        place = self.table.base, self.allow_paths
+        return fetch_cell(self.name, self.modality, values, *place, row=self.first + row)
 
-    def _quarantine(self, row: int, origin: str, error: DataError) -> Quarantined:
-        return Quarantined(self.first + row, ", ".join(self.modality.columns(self.name)), origin, str(error))
+
+def fetch_cell(
+    name: str,
+    modality: Modality,
+    values: Mapping[str, Any],
+    base: Path | str | None = None,
+    allow_paths: bool = True,
+    row: int = 0,
+) -> Cell | Quarantined | None:
+    """Fetch what one row holds of an input; None where absent, Quarantined where nothing can be read there.
+
+    Args:
+        name: of the input.
+        modality: of the input.
+        values: column -> raw cell, for every column of the input; None where missing.
+        base: folder or URL that relative paths start from.
+        allow_paths: whether a cell may name a file or a URL.
+        row: its number, in messages.
+    """
+    if all(value is None for value in values.values()):
+        return None
+    value = values if modality.spans else next(iter(values.values()))
+    try:
+        return content(value, modality.media, base, allow_paths)
+    except DataError as error:
+        origin = str(value)[:200] if isinstance(value, str) else type(value).__name__
+        return _quarantined(name, modality, row, origin, error)
+
+
+def decode_cell(
+    name: str, modality: Modality, cell: Cell | Quarantined | None, row: int = 0
+) -> Reading | Quarantined | None:
+    """Decode what was fetched; None where nothing usable is in it, Quarantined where it is broken."""
+    if not isinstance(cell, Cell):
+        return cell
+    try:
+        return modality.read(cell.content)
+    except DataError as error:
+        return _quarantined(name, modality, row, cell.origin, error)
+
+
+def read_cell(name: str, modality: Modality, row: Mapping[str, Any]) -> Reading | Quarantined | None:
+    """Fetch and decode one input of a single row that a stranger sent: no path or URL in it is followed.
+
+    Args:
+        name: of the input.
+        modality: of the input.
+        row: column -> raw cell; other columns do not matter, missing ones are absent.
+    """
+    values = {column: row.get(column) for column in modality.columns(name)}
+    return decode_cell(name, modality, fetch_cell(name, modality, values, allow_paths=False))
+
+
+def _quarantined(name: str, modality: Modality, row: int, origin: str, error: DataError) -> Quarantined:
+    return Quarantined(row, ", ".join(modality.columns(name)), origin, str(error))

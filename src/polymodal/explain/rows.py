@@ -6,7 +6,7 @@ without one piece of the content (a word, a region, a stretch, a column), which 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from polymodal.model import Model
 from polymodal.part import Modality
 from polymodal.reading import Pieces, Reading
 from polymodal.types import Batch, Masked
+
+Answering = Callable[[Mapping[str, Masked]], Mapping[str, Tensor]]
+"""From inputs, of which any may be left out but not all, to each task's raw answer."""
 
 
 @torch.inference_mode()
@@ -77,57 +80,90 @@ def explain(
     ablate = _ablation() if parts else None
     found: list[dict[str, Any]] = []
     for rows in torch.arange(len(prepared)).split(BATCH):
-        batch = Batch(prepared.batch(rows).inputs).to(device)
-        game = Game(model, batch)
-        values, sampled = shapley(game.value, list(batch.inputs), seed)
-        whole, nothing = game.value(frozenset(batch.inputs)), game.value(frozenset())
-        for i in range(len(rows)):
-            present = [name for name, x in batch.inputs.items() if bool(x.present[i])]
-            told = {
-                asked.key: {
-                    "unit": asked.units[i],
-                    "value": float(whole[i, q]),
-                    "base": float(nothing[i, q]),
-                    "inputs": {name: float(values[name][i, q]) for name in present},
-                    **({"sampled": True} if sampled else {}),
-                    **({"parts": {}} if parts else {}),
-                }
-                for q, asked in enumerate(game.asked)
-            }
-            if ablate is not None:
-                one, row = game.row(i), int(prepared.rows[rows[i]])
-                for name in present:
-                    for key, shown in _within(one, sources[name], row, embedder, ablate).items():
-                        told[key]["parts"][name] = shown
-            found.append(told)
+        game = Game(model, Batch(prepared.batch(rows).inputs).to(device))
+        told = explain_batch(game, seed)
+        for i, row in enumerate(told):
+            if ablate is None:
+                continue
+            one, place = game.row(i), int(prepared.rows[rows[i]])
+            for answer in row.values():
+                answer["parts"] = {}
+            for name in game.present(i):
+                for key, shown in _within(one, sources[name], place, embedder, ablate).items():
+                    row[key]["parts"][name] = shown
+        found += told
     return found
+
+
+@torch.inference_mode()
+def explain_batch(game: Game, seed: int = 0) -> list[dict[str, Any]]:
+    """Say of every row of a batch what its inputs did to its answer: what `explain` gives, without ``parts``.
+
+    An input that the batch leaves out is absent in every row. It makes no difference to the values.
+
+    Args:
+        game: the batch, on the model's device.
+        seed: of random orders.
+    """
+    values, sampled = shapley(game.value, game.names, seed)
+    whole, nothing = game.value(frozenset(game.names)), game.value(frozenset())
+    return [
+        {
+            asked.key: {
+                "unit": asked.units[i],
+                "value": float(whole[i, q]),
+                "base": float(nothing[i, q]),
+                "inputs": {name: float(values[name][i, q]) for name in game.present(i)},
+                **({"sampled": True} if sampled else {}),
+            }
+            for q, asked in enumerate(game.asked)
+        }
+        for i in range(len(game.batch))
+    ]
 
 
 class Game:
     """The answers to some rows, with any of their inputs hidden or changed.
 
+    Args:
+        model: in evaluation mode.
+        batch: the rows; inputs may be left out.
+        asked: Q questions about them; what there is to explain of the model's answers if None.
+        answer: from inputs to raw answers by task, another way than the model's own.
+
     Attributes:
-        batch: the rows.
-        asked: Q questions about them.
+        names: the players: every input of the model, in the order of the spec.
     """
 
-    def __init__(self, model: Model, batch: Batch, asked: Sequence[Question] | None = None) -> None:
-        self.model, self.batch = model, batch
+    def __init__(
+        self, model: Model, batch: Batch, asked: Sequence[Question] | None = None, answer: Answering | None = None
+    ) -> None:
+        self.model, self.batch, self.names = model, batch, list(model.spec.inputs)
+        self._answer = answer or (lambda inputs: model.answer(inputs).decoded)
+        self._known: dict[frozenset[str], Tensor] = {}
+        self._present = {name: x.present.tolist() for name, x in batch.inputs.items()}
         self.asked = self._questions() if asked is None else list(asked)
 
     def _questions(self) -> list[Question]:
-        decoded = self.model.answer(self.batch.inputs).decoded
+        decoded = self._answer(self.batch.inputs)
         return [q for n, task in self.model.spec.outputs.items() for q in questions(task, n, decoded[n])]
+
+    def present(self, i: int) -> list[str]:
+        """Inputs that a row has."""
+        return [name for name in self.names if name in self._present and self._present[name][i]]
 
     def row(self, i: int) -> Game:
         """The same for one row."""
         inputs = {name: x[i : i + 1] for name, x in self.batch.inputs.items()}
-        return Game(self.model, Batch(inputs), [asked.row(i) for asked in self.asked])
+        return Game(self.model, Batch(inputs), [asked.row(i) for asked in self.asked], self._answer)
 
     def value(self, seen: frozenset[str]) -> Tensor:
         """Answers with only some inputs. (B, Q) float64."""
-        hidden = [name for name in self.batch.inputs if name not in seen]
-        return self.answer(self.batch.without(*hidden).inputs)
+        seen = frozenset(name for name in seen if name in self._present and any(self._present[name]))
+        if seen not in self._known:
+            hidden = [name for name in self.batch.inputs if name not in seen]
+            self._known[seen] = self.answer(self.batch.without(*hidden).inputs)
+        return self._known[seen]
 
     def changed(self, name: str, x: Masked) -> Tensor:
         """Answers to the one row with another content of an input in each of x's b rows. (b, Q)."""
@@ -136,7 +172,7 @@ class Game:
 
     def answer(self, inputs: Mapping[str, Masked]) -> Tensor:
         """Answers to the questions. (B, Q)."""
-        decoded, columns = self.model.answer(inputs).decoded, []
+        decoded, columns = self._answer(inputs), []
         tasks = self.model.spec.outputs
         found = {n: scores(tasks[n], decoded[n]) for n in dict.fromkeys(asked.task for asked in self.asked)}
         for asked in self.asked:

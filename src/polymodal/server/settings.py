@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from polymodal.errors import SpecError
 
 
 class Place(BaseModel):
@@ -82,3 +84,22 @@ class Settings(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"models must have names of their own, got {names}. Give them as name=folder.")
         return self
+
+    @classmethod
+    def make(cls, *bundles: str | Path, **options: Any) -> Self:
+        """Settings from folders, each perhaps as ``name=folder``, and options by name.
+
+        Raises:
+            SpecError: one is not as it must be, or there is none of that name.
+        """
+        try:
+            return cls(models=tuple(Place.parse(str(bundle)) for bundle in bundles), **options)
+        except ValidationError as error:
+            raise SpecError("\n".join(_told(fault) for fault in error.errors())) from None
+
+
+def _told(fault: Any) -> str:
+    """One fault in words; a token is never shown."""
+    place = ".".join(map(str, fault["loc"])) or "models"
+    got = "" if place == "token" else f", got {fault['input']!r:.80}"
+    return f"{place}: {fault['msg']}{got}."
