@@ -1,0 +1,278 @@
+"""App: the server's routes, and the way of a prediction through them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+from urllib.parse import parse_qsl
+from weakref import WeakKeyDictionary
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from polymodal.errors import SpecError
+from polymodal.server import inference, page
+from polymodal.server.batching import Stopping
+from polymodal.server.engine import Answer
+from polymodal.server.errors import Refused, dumps
+from polymodal.server.form import form, outputs
+from polymodal.server.guard import Guard, open_paths
+from polymodal.server.logs import Log, Note
+from polymodal.server.metrics import MEDIA_TYPE, Metrics
+from polymodal.server.models import Models, Served
+from polymodal.server.openapi import openapi
+from polymodal.server.requests import Asked, Intake
+from polymodal.server.settings import Settings
+from polymodal.server.strict import near, short
+
+LIMITS = ("max_body", "max_rows", "max_pixels", "max_seconds")
+
+
+def create_app(
+    settings: Settings, models: Models | None = None, *, metrics: Metrics | None = None, log: Log | None = None
+) -> Starlette:
+    """Make the ASGI application. Its start loads the bundles, its end stops them.
+
+    Args:
+        settings: of the server.
+        models: that answer; made from the settings when not given.
+        metrics: that everything is counted in; new ones when not given.
+        log: that requests are written to; standard error when not given.
+    """
+    counts = metrics or Metrics()
+    models = models or Models(settings)
+    models.metrics = counts
+    counts.watch(lambda: models.waiting)
+    pages: Sequence[BaseRoute] = page.routes() if settings.page else ()
+    routes = [*Api(settings, models, counts).routes(), *inference.routes(models), *pages]
+    guard = Middleware(
+        Guard, settings=settings, metrics=counts, log=log or Log(on_drop=counts.dropped.inc),
+        paths=[_path(route) for route in routes], open_paths=open_paths(pages),
+    )  # fmt: skip
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await models.start()
+        try:
+            yield
+        finally:
+            await models.stop()
+
+    app = Starlette(
+        routes=routes, middleware=[guard], lifespan=lifespan, exception_handlers={HTTPException: _pass_on}
+    )  # fmt: skip
+    app.router.redirect_slashes = False
+    return app
+
+
+class Api:
+    """What ``/v1`` answers, and what a cluster asks.
+
+    Attributes:
+        settings: of the server.
+        models: that answer.
+        metrics: that rows are counted in.
+    """
+
+    def __init__(self, settings: Settings, models: Models, metrics: Metrics) -> None:
+        self.settings, self.models, self.metrics = settings, models, metrics
+        self._intakes: WeakKeyDictionary[Served, Intake] = WeakKeyDictionary()
+        self._specs: WeakKeyDictionary[Served, bytes] = WeakKeyDictionary()
+        self._schema: tuple[Any, bytes] = (None, b"")
+
+    def routes(self) -> list[Route]:
+        """All of them."""
+        return [
+            Route("/v1/predict", _Endpoint(self.predict), methods=["POST"]),
+            Route("/v1/models", self.list_models),
+            Route("/v1/spec", self.spec),
+            Route("/v1/card", self.card),
+            Route("/healthz", self.alive),
+            Route("/readyz", self.ready),
+            Route("/metrics", self.counts),
+            Route("/openapi.json", self.schema),
+        ]
+
+    async def predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer the rows of a request."""
+        note: Note = scope["note"]
+        served = self.find(scope["query_string"])
+        note.model, note.version = served.name, served.version
+        until, content_type = self._terms(scope, note)
+        body = await read_body(receive)
+        async with asyncio.timeout_at(until):
+            asked = await self._intake(served).read(body, content_type)
+            note.rows = len(asked.rows)
+            answers = await served.predict(asked.rows, strict=asked.strict, explain=asked.explain, deadline=until)
+        self.metrics.version(served.name, served.version)
+        self.metrics.answered(served.name, len(answers))
+        content = dumps(told(served, note.request_id, asked, answers))
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    def find(self, query: bytes) -> Served:
+        """The bundle that a request names.
+
+        Raises:
+            Refused: there is none of that name, or the query asks for something else.
+            Stopping: it is not loaded.
+        """
+        name = None
+        for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else ():
+            if key != "model":
+                raise Refused(422, f"The query must have no keys but 'model', got {short(key)}.{near(key, ('model',))}")
+            name = value
+        try:
+            return self.models.find(name)
+        except SpecError as error:
+            raise Refused(404, str(error)) from None
+
+    def _intake(self, served: Served) -> Intake:
+        found = self._intakes.get(served)
+        if found is None:
+            found = self._intakes[served] = Intake(served.bundle.spec, self.settings)
+        return found
+
+    def _terms(self, scope: Scope, note: Note) -> tuple[float, str]:
+        """Until when somebody waits for the answer, and what the body is.
+
+        Raises:
+            Refused: the deadline is no number of milliseconds.
+        """
+        headers = dict(scope["headers"])
+        most, wished = self.settings.deadline, headers.get(b"x-deadline-ms")
+        seconds = most if wished is None else _number(wished) / 1000
+        if not seconds > 0:
+            told = f"The header X-Deadline-Ms must be a number of milliseconds above 0, got {short(wished)}."
+            raise Refused(400, told)
+        return note.arrived + min(seconds, most), headers.get(b"content-type", b"").decode("latin-1")
+
+    async def list_models(self, request: Request) -> Response:
+        """Names and versions of the bundles."""
+        names = [place.name for place in self.settings.models]
+        found = {name: self.models.served.get(name) for name in names}
+        rows = [{"name": n, "version": s and s.version, "ready": s is not None} for n, s in found.items()]
+        return answer({"models": rows})
+
+    async def spec(self, request: Request) -> Response:
+        """What a bundle takes and gives: fields for a form, outputs, the fitted spec, the limits."""
+        served = self.find(request.scope["query_string"])
+        if served not in self._specs:
+            spec = served.bundle.spec
+            self._specs[served] = dumps(
+                {
+                    "model": served.name,
+                    "version": served.version,
+                    "inputs": form(spec),
+                    "outputs": outputs(spec),
+                    "spec": spec.model_dump(mode="json"),
+                    "limits": {name: getattr(self.settings, name) for name in LIMITS},
+                }
+            )
+        return Response(self._specs[served], media_type="application/json")
+
+    async def card(self, request: Request) -> Response:
+        """A bundle's model card."""
+        return Response(self.find(request.scope["query_string"]).card, media_type="text/markdown")
+
+    async def alive(self, request: Request) -> Response:
+        """Whether the process answers at all."""
+        return answer({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """Whether every bundle is loaded and warm.
+
+        Raises:
+            Refused: not so, or the server is stopping.
+        """
+        if not self.models.ready:
+            raise Refused(503, "Not every bundle is loaded, or the server is stopping. Ask again.", retry_after="1")
+        return answer({"status": "ready"})
+
+    async def counts(self, request: Request) -> Response:
+        """Everything that is counted, for Prometheus."""
+        for name, served in self.models.served.items():
+            self.metrics.version(name, served.version)
+        return Response(self.metrics.text(), headers={"Content-Type": MEDIA_TYPE})
+
+    async def schema(self, request: Request) -> Response:
+        """The OpenAPI description of the bundles that are served now."""
+        if not self.models.ready:
+            raise Stopping("Not every bundle is loaded.")
+        versions = {name: served.version for name, served in self.models.served.items()}
+        if self._schema[0] != versions:
+            self._schema = (versions, dumps(openapi(self.models)))
+        return Response(self._schema[1], media_type="application/json")
+
+
+class _Endpoint:
+    """A route's end without the objects that Starlette makes for functions."""
+
+    def __init__(self, answer: Any) -> None:
+        self.answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.answer(scope, receive, send)
+
+
+async def read_body(receive: Receive) -> bytes:
+    """The whole body of a request.
+
+    Raises:
+        ClientDisconnect: the client has hung up before its end.
+    """
+    pieces = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        pieces.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def told(served: Served, request_id: str, asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:
+    """What a client is told, row by row."""
+    found: dict[str, Any] = {
+        "model": served.name,
+        "version": served.version,
+        "request_id": request_id,
+        "predictions": [answer.prediction for answer in answers],
+        "absent": [answer.absent for answer in answers],
+        "broken": [[*here, *answer.broken] for here, answer in zip(asked.broken, answers, strict=True)],
+        "repairs": [answer.repairs for answer in answers],
+    }
+    if asked.explain:
+        found["explanations"] = [answer.explanation for answer in answers]
+    return found
+
+
+def answer(content: Mapping[str, Any]) -> Response:
+    """A small answer in JSON."""
+    return Response(dumps(content), media_type="application/json")
+
+
+async def _pass_on(request: Request, error: Exception) -> Response:
+    """Leave what the router raises to the guard, where every error is answered and counted."""
+    raise error
+
+
+def _number(text: bytes) -> float:
+    """A header's number; not a number where it holds none."""
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _path(route: BaseRoute) -> str:
+    return getattr(route, "path", "other")
