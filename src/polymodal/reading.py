@@ -70,8 +70,8 @@ class Field:
     Attributes:
         column: of the table.
         kind: what a cell of it is; any other kind than these is a modality's own, whose cells are JSON values.
-        example: a cell that the fitted part reads; bytes for media, else a JSON value. Made up, never a user's data.
-            None where the modality knows none.
+        example: a cell that the fitted part reads; bytes for media, else a JSON value. Made up from what was fitted,
+            never a row of the table. None where the modality knows none.
         levels: of a category, most frequent first; other values are taken too, and reported as unseen.
     """
 
