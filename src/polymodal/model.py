@@ -14,7 +14,7 @@ from polymodal.nn.linear import Linear
 from polymodal.nn.manifold import vary
 from polymodal.part import Modality, VectorTask
 from polymodal.spec import Spec
-from polymodal.types import Batch, Fused, Masked, Outputs
+from polymodal.types import Batch, Fused, Masked, Outputs, tracing
 
 ALL = "all inputs"
 """Label of the linear model that sees every input; the others are labelled by the one input that they see."""
@@ -127,6 +127,9 @@ class Model(nn.Module):
     def encode(self, name: str, x: Masked) -> Masked:
         """Encode the rows that have this input; the others get masked zeros. No encoder sees an absent row.
 
+        A traced graph cannot leave rows out: there, an absent row is encoded as one real position of zeros, and then
+        blanked.
+
         Args:
             name: of the input.
             x: (B, N, ...), with any rows absent.
@@ -135,6 +138,9 @@ class Model(nn.Module):
             (B, T, D). Absent rows are all zero and all masked, and no gradient reaches them.
         """
         rows = x.present
+        if tracing():
+            y, gone = self.encoders[name](_filled(x)), ~rows[:, None]
+            return Masked(y.values.masked_fill(gone[..., None], 0.0), y.mask & ~gone, y.at)
         if bool(rows.all()):
             return self.encoders[name](x)
         if not bool(rows.any()):
@@ -146,15 +152,21 @@ class Model(nn.Module):
         some = next(iter(inputs.values()))
         nothing = torch.zeros(len(some), dtype=torch.bool, device=some.mask.device)
         features, present = [], []
-        for name, part in self.spec.inputs.items():
+        for name in self.names:
             x = inputs.get(name)
             here = nothing if x is None else x.present
-            blank = torch.zeros(len(some), self.widths[name], device=some.mask.device)
-            if x is not None and bool(here.any()):
-                blank[here] = x.values[here, 0] if name in self.summarised else part.summary(x[here]).float()
+            if x is not None and tracing():
+                blank = self._summary(name, _filled(x)).masked_fill(~here[:, None], 0.0)
+            else:
+                blank = torch.zeros(len(some), self.widths[name], device=some.mask.device)
+                if x is not None and bool(here.any()):
+                    blank[here] = self._summary(name, x[here])
             features.append(blank)
             present.append(here)
         return torch.cat(features, 1), torch.stack(present, 1)
+
+    def _summary(self, name: str, x: Masked) -> Tensor:
+        return x.values[:, 0] if name in self.summarised else self.spec.inputs[name].summary(x).float()
 
     def vector_task(self, n: str) -> VectorTask:
         """The task called ``n``, which has linear models."""
@@ -220,6 +232,15 @@ class Model(nn.Module):
         if mixing is None:
             return self.heads[n](fused) + own
         return self.heads[n](replace(fused, pooled=mixing(fused.pooled))) + mixing(own)
+
+
+def _filled(x: Masked) -> Masked:
+    """The same batch with one real position of zeros in each absent row, for what must see no absent row."""
+    gone = ~x.present[:, None]
+    first = torch.arange(x.mask.shape[1], device=x.mask.device) == 0
+    values = x.values.masked_fill(gone.reshape(-1, *[1] * (x.values.ndim - 1)), 0)
+    at = None if x.at is None else x.at.masked_fill(gone[..., None], 0.0)
+    return Masked(values, x.mask | (gone & first), at)
 
 
 def summary_width(part: Modality) -> int:

@@ -127,6 +127,10 @@ class Modality(Part):
     def collate(self, values: Sequence[Any | None]) -> Masked:
         """Values -> (B, N, ...). None becomes a row with nothing real in it."""
 
+    def files(self) -> dict[str, bytes]:
+        """Files by name that `collate` works with, for who does without this library: a tokenizer. Mostly none."""
+        return {}
+
     def backbone(self) -> Backbone | None:
         """The pretrained network from collated values to tokens (B, T, W), or None to train from scratch."""
         return None

@@ -202,3 +202,8 @@ class Outputs:
     fused: Fused
     decoded: dict[str, Any]
     single: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+
+
+def tracing() -> bool:
+    """Whether this thread traces a graph, where nothing can depend on data and ONNX must know every operation."""
+    return torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]

@@ -54,7 +54,7 @@ class AttentionFusion(FusionModule):
         tokens = self.arrange(inputs)
         first = self.first.expand(tokens[0].values.shape[0], 1, -1)
         values = torch.cat([first, *(x.values + kind for x, kind in zip(tokens, self.kinds, strict=True))], 1)
-        x = Masked(values, torch.cat([torch.ones_like(first[..., 0], dtype=torch.bool), *(t.mask for t in tokens)], 1))
+        x = Masked(values, torch.cat([torch.ones_like(tokens[0].mask[:, :1]), *(t.mask for t in tokens)], 1))
         for block in self.blocks:
             x = block(x)
         pooled, *parts = self.norm(x.values).split([1, *(t.mask.shape[1] for t in tokens)], 1)

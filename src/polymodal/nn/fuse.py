@@ -159,7 +159,7 @@ def presence(tokens: Sequence[Masked]) -> Tensor:
 
 def normalise(vectors: Tensor) -> Tensor:
     """Mean 0 and variance 1 over the last axis; zeros stay zeros. A linear layer behind it makes a scale needless."""
-    return functional.layer_norm(vectors, vectors.shape[-1:])
+    return functional.layer_norm(vectors, [int(vectors.shape[-1])])
 
 
 def present_mean(vectors: Tensor, present: Tensor) -> Tensor:

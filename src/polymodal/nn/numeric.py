@@ -139,6 +139,5 @@ def whole(x: Masked, columns: int) -> tuple[Tensor, Tensor]:
 
     Masked columns at the end may have been cut off, as `Masked.split` does, or padded on.
     """
-    short = max(0, columns - x.mask.shape[1])
     values = x.values.masked_fill(~x.mask.unsqueeze(-1), 0.0)
-    return functional.pad(values, (0, 0, 0, short))[:, :columns], functional.pad(x.mask, (0, short))[:, :columns]
+    return functional.pad(values, (0, 0, 0, columns))[:, :columns], functional.pad(x.mask, (0, columns))[:, :columns]

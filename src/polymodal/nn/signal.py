@@ -5,11 +5,12 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polymodal.types import Masked
+from polymodal.types import Masked, tracing
 
 FLOOR_DB = -120.0
 
@@ -142,16 +143,26 @@ class LogMel(nn.Module):
     def forward(self, x: Masked) -> Masked:
         """Transform; a row has one frame per started hop."""
         waves = x.values.masked_fill(~x.mask, 0.0)
-        waves = functional.pad(waves, (0, self.size))
-        width = len(self.window)
-        spectrum = torch.stft(
-            waves, self.size, self.hop, width, self.window, center=True, pad_mode="constant", return_complex=True
-        )
-        power = spectrum.abs().square().transpose(1, 2) @ self.filters
-        frames = -(-x.mask.shape[1] // self.hop)
+        power = self._power(functional.pad(waves, (0, self.size))) @ self.filters
+        frames = (x.mask.shape[1] + self.hop - 1) // self.hop
         values = (10 * power[:, :frames].clamp(min=1e-10).log10() + 40) / 20
         counts = torch.div(x.mask.sum(1) + self.hop - 1, self.hop, rounding_mode="floor")
         return Masked(values, torch.arange(frames, device=values.device) < counts.unsqueeze(1))
+
+    def _power(self, waves: Tensor) -> Tensor:
+        """Power of each frequency of each frame: (B, N) -> (B, T, size // 2 + 1)."""
+        width = len(self.window)
+        if not tracing():
+            spectrum = torch.stft(
+                waves, self.size, self.hop, width, self.window, center=True, pad_mode="constant", return_complex=True
+            )
+            return spectrum.abs().square().transpose(1, 2)
+        # ONNX has no complex numbers: the same transform as a convolution with cosines and sines.
+        turn = 2 * np.pi / self.size * np.outer(np.arange(self.size // 2 + 1), np.arange(width))
+        basis = torch.from_numpy(np.concatenate([np.cos(turn), np.sin(turn)])).float().to(waves.device) * self.window
+        framed = functional.pad(waves, (self.size // 2 - (self.size - width) // 2, 0)).unsqueeze(1)
+        real, imaginary = functional.conv1d(framed, basis.unsqueeze(1), stride=self.hop).square().chunk(2, 1)
+        return (real + imaginary).transpose(1, 2)
 
 
 class SpectrogramEncoder(nn.Module):
@@ -174,5 +185,5 @@ class SpectrogramEncoder(nn.Module):
         for layer, norm in zip(self.layers, self.norms, strict=True):
             clean = values.masked_fill(~mask.unsqueeze(2), 0.0).transpose(1, 2)
             values, mask = functional.gelu(norm(layer(clean).transpose(1, 2))), mask[:, ::2]
-        at = (torch.arange(mask.shape[1], device=values.device) * self.step).expand(len(mask), -1).unsqueeze(2)
+        at = (torch.arange(mask.shape[1], device=values.device) * self.step).expand(mask.shape[0], -1).unsqueeze(2)
         return Masked(values.masked_fill(~mask.unsqueeze(2), 0.0), mask, at)

@@ -248,7 +248,7 @@ class Classify(VectorTask):
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """Log of the weighted mean of the probabilities at temperature 1. (B, K)."""
         raw = torch.stack(list(outputs), 1)
-        share = weights.to(raw).expand(len(raw), -1)[..., None]
+        share = weights.to(raw).reshape(-1, len(outputs))[..., None]
         scores = torch.where(share > 0, raw, 0.0).log_softmax(-1)  # what counts nothing may hold anything
         tiny = torch.finfo(raw.dtype)
         log_share = torch.where(share > 0, share.clamp(min=tiny.tiny).log(), tiny.min / 2)  # -inf has no gradient

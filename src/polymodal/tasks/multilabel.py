@@ -14,7 +14,7 @@ from torch.nn import functional
 from polymodal import metrics
 from polymodal.errors import DataError, SpecError, suggest
 from polymodal.part import VectorTask
-from polymodal.types import Masked
+from polymodal.types import Masked, tracing
 from polymodal.values import is_missing
 
 
@@ -206,11 +206,11 @@ class Multilabel(VectorTask):
     def mix(self, outputs: Sequence[Tensor], weights: Tensor) -> Tensor:
         """Logit of the weighted mean of the probabilities at temperature 1. (B, K)."""
         raw = torch.stack(list(outputs), 1)
-        share = weights.to(raw).expand(len(raw), -1)[..., None]
+        share = weights.to(raw).reshape(-1, len(outputs))[..., None]
         raw = torch.where(share > 0, raw, 0.0)  # what counts nothing may hold anything
         tiny = torch.finfo(raw.dtype)
         log_share = torch.where(share > 0, share.clamp(min=tiny.tiny).log(), tiny.min / 2)  # -inf has no gradient
-        yes, no = functional.logsigmoid(raw), functional.logsigmoid(-raw)
+        yes, no = _log_sigmoid(raw), _log_sigmoid(-raw)
         return (log_share + yes).logsumexp(1) - (log_share + no).logsumexp(1)
 
     @property
@@ -259,3 +259,10 @@ def _best_threshold(truth: np.ndarray, p: np.ndarray, default: float) -> float:
     best = int(np.argmax(np.where(last, f1, -1.0)))
     following = p[best + 1] if best + 1 < len(p) else 0.0
     return float(p[best] + following) / 2
+
+
+def _log_sigmoid(x: Tensor) -> Tensor:
+    """Log of the sigmoid."""
+    if tracing():  # ONNX would make it of a sigmoid, which becomes 0
+        return -functional.softplus(-x)
+    return functional.logsigmoid(x)

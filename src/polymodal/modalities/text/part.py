@@ -105,7 +105,7 @@ class Text(Modality):
     def fields(self, name: str) -> tuple[FormField, ...]:
         """A text; the example has known words where they were learned from scratch."""
         known = " ".join((self.vocabulary or ())[:4])
-        return (FormField(*self.columns(name), "text", known or "Two boats in the harbour."),)
+        return (FormField(self.columns(name)[0], "text", known or "Two boats in the harbour."),)
 
     def read(self, content: Any) -> Reading:
         """Decode, clean and, beyond ``max_tokens``, cut one text.
@@ -187,6 +187,11 @@ class Text(Modality):
         at = torch.arange(x.mask.shape[1], dtype=torch.float32)
         return Masked(x.values, x.mask, at.expand(x.mask.shape).unsqueeze(2))
 
+    def files(self) -> dict[str, bytes]:
+        """The backbone's tokenizer, in the format of the ``tokenizers`` library."""
+        found = self._tokenizer()
+        return {} if found is None else {"tokenizer.json": found.tokenizer.to_str().encode()}
+
     def backbone(self) -> Backbone | None:
         """The pretrained encoder from token ids (B, N) to tokens (B, T, W).
 
@@ -214,7 +219,7 @@ class Text(Modality):
             return x.mean()
         size = min(BAG, len(self.vocabulary or ()) + 1)
         counted = (x.mask & (x.values < size)).float()
-        bag = torch.zeros(len(x), size, device=x.values.device)
+        bag = torch.zeros(x.mask.shape[0], size, device=x.values.device)
         bag.scatter_add_(1, x.values.clamp(max=size - 1), counted)
         return nn.functional.normalize(bag.log1p(), dim=1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from polymodal.nn.normal import lower_factor, normal_nll, pack_factor, unpack_factor
+from polymodal.nn.normal import diagonal, lower_factor, normal_nll, on_diagonal, pack_factor, unpack_factor
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +149,7 @@ class Separate(Normal):
 
     def factor(self, raw: Tensor) -> Tensor:
         """Diagonal factors. (..., K, K)."""
-        return torch.diag_embed(self.deviation(raw))
+        return on_diagonal(self.deviation(raw))
 
     def deviation(self, raw: Tensor) -> Tensor:
         """Standard deviations. (..., K)."""
@@ -164,10 +164,10 @@ class Separate(Normal):
         return (nll.detach() + weight * (nll - nll.detach())).sum(1)
 
     def _spell(self, factor: Tensor) -> Tensor:
-        return pack_factor(factor.diagonal(dim1=-2, dim2=-1)[..., None, None])[..., 0]
+        return pack_factor(diagonal(factor)[..., None, None])[..., 0]
 
     def _lower(self, columns: Tensor) -> Tensor:
-        return torch.diag_embed(columns.norm(dim=-1))
+        return on_diagonal(columns.norm(dim=-1))
 
 
 @dataclass(frozen=True, slots=True)

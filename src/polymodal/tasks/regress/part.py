@@ -257,7 +257,7 @@ class Regress(VectorTask):
         first = outputs[0]
         raw = torch.stack(list(outputs), 1)
         raw = raw.cpu().double() if raw.device.type == "mps" else raw.double()
-        share = weights.to(raw).expand(len(raw), -1)
+        share = weights.to(raw).reshape(-1, len(outputs))
         raw = torch.where(share[..., None] > 0, raw, 0.0)  # what counts nothing may hold anything
         total = share.sum(1, keepdim=True)
         share = torch.where(total > 0, share / total.clamp(min=1e-30), 1 / raw.shape[1])[..., None]
