@@ -146,3 +146,20 @@ def test_weak_finds_and_prints_all_it_promises(capsys):
         "diagnosis of",
     ):
         assert label in text
+
+
+def test_serving_ends_with_2_and_a_reason_without_the_data(tmp_path, capsys):
+    assert script("serving").main(["--data", str(tmp_path)]) == 2
+    assert "train.csv" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_serving_runs_on_a_tiny_bundle(tmp_path):
+    result = tmp_path / "found.json"
+    command = [sys.executable, str(FOLDER / "serving.py"), "--quick", "--json", str(result)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(result.read_text())
+    assert {"polymodal", "polymodal, float32"} <= set(found["rounds"])
+    assert (found["soak"]["wrong"], found["soak"]["lost"]) == (0, 0)
+    assert "no result" in done.stdout
