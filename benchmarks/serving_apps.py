@@ -23,10 +23,10 @@ from polymodal.data.features import cache_folder
 from polymodal.reading import Field
 from polymodal.server import hosting
 from polymodal.server.app import create_app
-from polymodal.server.ask import Row, fields, made_up, table_rows
 from polymodal.server.engine import Answer
 from polymodal.server.models import Models
 from polymodal.server.settings import Settings
+from polymodal.trials.ask import Row, fields, made_up, table_rows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -52,10 +52,13 @@ def chosen(bundle: pm.Bundle, table: str | None, columns: Sequence[str] | None, 
 def loop(options: argparse.Namespace) -> None:
     """Decode and run the model, one row after another and sixteen together: nothing of a server."""
     from polymodal.runtimes import choose
+    from polymodal.server.settings import Settings
     from polymodal.tracing import answerer
 
     bundle = pm.load(options.bundle)
-    choice = choose(bundle, runtime=options.runtime)
+    threads = Settings.make(options.bundle).call_threads
+    torch.set_num_threads(threads)
+    choice = choose(bundle, runtime=options.runtime, threads=threads)
     embedder, run = choice.embedder.without_store(), answerer(bundle.model, cache_folder() / "graphs")
     rows = [row for row in chosen(bundle, options.table, options.columns) if any(v is not None for v in row.values())]
 

@@ -11,7 +11,7 @@ from typing import Any
 import litserve
 
 import polymodal as pm
-from polymodal.server.ask import fields, made_up
+from polymodal.trials.ask import fields, made_up
 
 
 class Api(litserve.LitAPI):

@@ -20,10 +20,11 @@ import serving_apps
 
 import polymodal as pm
 from polymodal.runtimes import choose
-from polymodal.server.agreement import Reference, tolerance_of
-from polymodal.server.ask import Request, Row, as_form, as_json, best_form
-from polymodal.server.load import LoadReport, run_load
-from polymodal.server.trial import Started, measure, started, usage
+from polymodal.server.settings import Settings
+from polymodal.trials.agreement import Reference, tolerance_of
+from polymodal.trials.ask import Request, Row, as_form, as_json, best_form
+from polymodal.trials.load import LoadReport, run_load
+from polymodal.trials.trial import Started, measure, started, usage
 
 APPS = Path(__file__).with_name("serving_apps.py")
 CLIENTS = 16
@@ -78,7 +79,8 @@ class Bench:
     def requests(self) -> None:
         """Make requests, and what they must be answered by each runtime."""
         self.bundle = pm.load(self.folder)
-        choice = choose(self.bundle, runtime=self.options.runtime)
+        self.threads = Settings.make(self.folder).call_threads
+        choice = choose(self.bundle, runtime=self.options.runtime, threads=self.threads)
         self.found["runtimes"], self.found["choice"] = dict(choice.names), choice.lines()
         self.names = {"polymodal": dict(choice.names), "float": dict.fromkeys(choice.names, FLOAT)}
         plain = {field.column for field in serving_apps.fields(self.bundle.spec)}
@@ -96,7 +98,7 @@ class Bench:
             rows = rows[:4]
         references = {}
         for whose, names in self.names.items():
-            embedder = self.bundle.embedder.with_runtimes(names, None)
+            embedder = self.bundle.embedder.with_runtimes(names, self.threads)
             answers = replace(self.bundle, embedder=embedder).predict(rows)
             references[whose] = Reference(answers, tolerance_of(names.values(), same=True))
         self.other[which, "litserve"] = [as_json([row], i) for i, row in enumerate(rows)]

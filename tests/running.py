@@ -69,7 +69,7 @@ class Running:
     def base(self) -> str:
         """Its address, when it answers."""
         self.told("Try:")
-        return next(line for line in self.lines if line.startswith("Docs:")).split()[1].removesuffix("/docs")
+        return next(line for line in self.lines if line.startswith(("Docs:", "API:"))).split()[1].rpartition("/")[0]
 
     def told(self, start: str) -> str:
         """The first line that starts so."""

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from polymodal.server.metrics import Metrics
 
 import polymodal as pm
 from polymodal import cli
+from polymodal.server.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"

@@ -4,9 +4,16 @@ import csv
 import json
 import re
 import shlex
+import shutil
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
 import tomllib
 import types
+import urllib.request
 import wave
 from pathlib import Path
 
@@ -96,8 +103,14 @@ def lines_of(code):
 # --- every block runs ---
 
 
-def run_command(words):
-    if words[0] == "polymodal":
+def run_command(words, servers):
+    if words[:2] == ["polymodal", "serve"] and "--port" not in words:
+        command("serve").make_context("serve", list(words[2:]))  # parses, runs nothing
+    elif words[:2] == ["polymodal", "serve"]:
+        servers.append(Background(words[1:]))
+    elif words[0] == "curl":
+        run_curl(words)
+    elif words[0] == "polymodal":
         with pytest.raises(SystemExit) as end:
             cli.app(words[1:])
         assert not end.value.code, words
@@ -113,6 +126,64 @@ def run_command(words):
         command(words[5]).make_context(words[5], list(words[6:]))  # parses, runs nothing
     else:
         raise AssertionError(f"no way to check {words}")
+
+
+class Background:
+    """A server that a page starts, on the port that the page names."""
+
+    def __init__(self, words):
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed by `stop`)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "polymodal.cli", *words], stdout=self.log, stderr=subprocess.STDOUT
+        )
+        place = f"http://127.0.0.1:{words[words.index('--port') + 1]}/readyz"
+        for _ in range(600):
+            if self.process.poll() is None and self._ready(place):
+                return
+            if self.process.poll() is not None:
+                break
+            time.sleep(0.1)
+        self.log.seek(0)
+        raise AssertionError(self.log.read().decode())
+
+    @staticmethod
+    def _ready(place):
+        try:
+            return urllib.request.urlopen(place, timeout=5).status == 200
+        except OSError:
+            return False
+
+    def stop(self):
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0
+        self.log.close()
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def run_curl(words):
+    """Send what a line of the documentation sends."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    answer = json.loads(subprocess.run([*words, "--fail-with-body"], capture_output=True, check=True).stdout)
+    assert "predictions" in answer, answer
+
+
+def check_manifest(manifest):
+    """A Kubernetes Deployment: its arguments are ours, its probes are paths of the server."""
+    assert manifest["kind"] == "Deployment"
+    pod = manifest["spec"]["template"]["spec"]
+    for container in pod["containers"]:
+        command("serve").make_context("serve", list(container["args"]))
+        probes = {container[f"{name}Probe"]["httpGet"]["path"] for name in ("startup", "readiness", "liveness")}
+        assert probes == {"/readyz", "/healthz"}
+        mounts, volumes = {m["name"] for m in container["volumeMounts"]}, {v["name"] for v in pod["volumes"]}
+        assert mounts == volumes
 
 
 def check_installation(words):
@@ -144,19 +215,32 @@ def own_modules(monkeypatch, fruit):
             del sys.modules[name]
 
 
+@pytest.fixture
+def servers():
+    """Servers that a page has started end with it."""
+    started = []
+    yield started
+    for server in started:
+        server.stop()
+
+
 @by_page
 @pytest.mark.usefixtures("own_modules")
-def test_every_block_runs(page, fruit, monkeypatch):
+def test_every_block_runs(page, fruit, monkeypatch, servers):
     module = types.ModuleType(f"docs_{page.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    for language, code in blocks(page):
+    port = str(free_port())
+    for language, text in blocks(page):
+        code = text.replace("8080", port)  # which may be taken on this machine
         if (named := re.match(r"# ([\w.]+\.(?:py|yaml))\n", code)) is not None:
             (fruit / named[1]).write_text(code, encoding="utf-8")
         if language == "bash":
             for words in lines_of(code):
-                run_command(words)
+                run_command(words, servers)
         elif language == "python" and named is None:
             run_python(code, vars(module), f"{page.name}: {code.splitlines()[0]}")
+        elif language == "yaml" and "kind: Deployment" in code:
+            check_manifest(yaml.safe_load(code))
         elif language == "yaml":
             Spec.parse(yaml.safe_load(code))
         elif language == "json":

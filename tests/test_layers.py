@@ -10,7 +10,7 @@ import polymodal
 
 ROOT = Path(polymodal.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "types", "values", "reading"),
+    ("errors", "machine", "types", "values", "reading"),
     ("metrics",),
     (
         "nn.weights",
@@ -22,9 +22,10 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "nn.optimise",
         "nn.signal",
         "nn.manifold",
+        "nn.provider",
     ),
-    ("nn.fuse", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.runtime"),
-    ("nn.hub",),
+    ("nn.fuse", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
+    ("nn.hub", "nn.quantise"),
     ("part",),
     ("modalities", "fusions", "tasks"),
     ("settings",),
@@ -44,14 +45,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("tune",),
     ("learn",),
     ("diagnose", "explain"),
-    ("card", "predictions"),
+    ("card", "predictions", "int8"),
     ("folder",),
     ("bundle",),
-    ("runtimes", "exporting"),
+    ("measuring", "exporting"),
+    ("runtimes", "quantising"),
     ("sides",),
     ("fitting", "inspection", "improving", "searching"),
     ("server",),
-    ("verifying",),
+    ("trials",),
+    ("serving", "verifying"),
     ("report",),
     ("cli",),
 )
@@ -70,6 +73,9 @@ LAZY = {
     ("nn.runtime", "__init__"),
     ("nn.runtime", "_faults"),
     ("nn.speech", "read_initializers"),
+    ("server.run", "_one"),
+    ("server.run", "_many"),
+    ("verifying", "server"),
 }
 """Functions that import one of our modules late, since that keeps ``import polymodal`` cheap or needs an extra."""
 

@@ -16,14 +16,13 @@ import loud
 import polymodal as pm
 from polymodal import quantising
 from polymodal.errors import BundleError, DataError, SpecError
-from polymodal.int8 import Loss
+from polymodal.int8 import Loss, loss
 from polymodal.nn import quantise as quantiser
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.quantise import Quantised, agreement, depends_on_others, quantise
 from polymodal.nn.runtime import Session, graph_of
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Modality
-from polymodal.quantising import loss
 from polymodal.types import Masked
 from tiny import picture
 
@@ -195,6 +194,31 @@ def test_without_a_table_to_calibrate_its_first_rows_are_not_scored(bundle):
         quantising.quantise(bundle, loud.table(40, seed=1), rows=64)
 
 
+def test_rows_that_ranges_were_taken_from_are_not_scored(bundle):
+    table = loud.table(40, seed=1)
+    assert quantising.quantise(bundle, table, calibrate=table, rows=16).rows == 24
+    assert quantising.quantise(bundle, table, calibrate=loud.table(16), rows=16).rows == 40
+
+
+def test_a_task_without_a_score_is_told(tmp_path):
+    table = loud.table(40, seed=1) | {"z": [0.5, 1.5] * 20}
+    spec = {"inputs": {"a": "test-loud"}, "outputs": {"y": "classify", "z": "regress"}, "dim": 8}
+    two = pm.fit(spec | {"training": {"epochs": 1, "batch_size": 16}}, table, cache=False)
+    found = quantising.quantise(two, table | {"z": [None] * 40}, rows=16, limit=0.9)
+    assert found.unscored == ["z"]
+    assert [one.task for one in found.inputs["a"].entry.losses] == ["y"]
+    assert "z: the table gives it no score, so what it loses is not known" in found.lines()
+    assert json.loads(json.dumps(found.to_dict()))["unscored"] == ["z"]
+
+
+def test_what_gives_no_score_in_int8_stays_in_float(bundle, monkeypatch):
+    scores = quantising._Trial.scores
+    monkeypatch.setattr(quantising._Trial, "scores", lambda self, rows: {} if rows else scores(self, rows))
+    lost = quantising.quantise(bundle, loud.table(40, seed=1), calibrate=loud.table(30), rows=16)
+    assert lost.accepted == []
+    assert lost.inputs["a"].entry.worst.loss == np.inf
+
+
 def test_what_loses_too_much_stays_in_float(bundle, monkeypatch, tmp_path):
     blank = loud.LoudBackbone()
     torch.nn.init.zeros_(blank.net[2].weight)  # pyright: ignore
@@ -234,7 +258,13 @@ def test_together_the_worst_stays_in_float_first(found, monkeypatch):
 
 @pytest.mark.parametrize(
     ("metric", "before", "after", "expected"),
-    [("accuracy", 0.9, 0.8, 0.1), ("mae", 2.0, 2.2, 0.1), ("mae", 0.0, 1.0, np.inf), ("mae", 0.0, 0.0, 0.0)],
+    [
+        ("accuracy", 0.9, 0.8, 0.1),
+        ("mae", 2.0, 2.2, 0.1),
+        ("mae", 0.0, 1.0, np.inf),
+        ("mae", 0.0, 0.0, 0.0),
+        ("mae", 2.0, np.nan, np.inf),
+    ],
 )
 def test_loss_is_a_difference_or_the_share_that_an_error_grew_by(metric, before, after, expected):
     assert loss(metric, before, after) == pytest.approx(expected)

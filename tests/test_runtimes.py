@@ -10,7 +10,7 @@ import loud
 import polymodal as pm
 from polymodal import measuring, quantising, runtimes
 from polymodal.errors import SpecError
-from polymodal.nn import provider, runtime
+from polymodal.nn import provider, race, runtime
 from polymodal.runtimes import choose
 from polymodal.types import Masked
 
@@ -100,7 +100,7 @@ def test_a_race_takes_the_best_round_and_drops_who_is_far_behind():
 
     x = Masked(torch.zeros(2, 1, 1), torch.ones(2, 1, dtype=torch.bool))
     clocks = [lambda: now[0], lambda: 2 * now[0]]
-    assert measuring.race({name: run(name) for name in took}, x, clocks) == {"torch": 500.0, "onnxruntime": 4000.0}
+    assert race.race({name: run(name) for name in took}, [x], clocks) == {"torch": 500.0, "onnxruntime": 4000.0}
     assert calls.count("torch") == 4
     assert calls.count("onnxruntime") == 2
 
@@ -133,6 +133,15 @@ def test_an_unreadable_memory_is_measured_again(bundle, speeds, cache, content):
     file.write_bytes(content)
     assert not choose(bundle, threads=1).remembered
     assert json.loads(file.read_bytes())["rows"] == json.loads(good)["rows"]
+
+
+def test_a_memory_of_what_cannot_run_here_is_measured_again(bundle, speeds, cache):
+    good = choose(bundle, threads=1)
+    (file,) = (cache / "runtimes").iterdir()
+    file.write_text(file.read_text().replace('"onnxruntime-int8"', '"half"'))
+    again = choose(bundle, threads=1)
+    assert not again.remembered
+    assert again.names == good.names
 
 
 def test_a_graph_that_was_damaged_since_is_noticed(plain, speeds, cache):
@@ -267,3 +276,11 @@ def test_the_table_says_what_was_measured(bundle, speeds):
     assert lines[0] == "milliseconds a row in batches of 1 and 4, 1 threads, measured now"
     assert [line.split()[:2] for line in lines[2:]] == [["a", name] for name in speeds]
     assert "chosen; loses" in lines[-1]
+
+
+def test_contents_of_several_lengths_are_measured():
+    x = Masked(torch.arange(3.0)[None, :, None], torch.ones(1, 3, dtype=torch.bool), torch.arange(3.0)[None, :, None])
+    found = race.stretched(x)
+    assert [y.mask.shape[1] for y in found] == [1, 3, 6, 12]
+    assert found[2].values[0, :, 0].tolist() == [0, 1, 2, 0, 1, 2]
+    assert all(bool(y.mask.all()) for y in found)

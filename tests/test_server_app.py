@@ -72,7 +72,7 @@ def test_x_deadline_ms_shortens_the_deadline_and_cannot_lengthen_it():
         assert (status, round(left, 1)) == (200, seconds)
 
 
-@pytest.mark.parametrize("wrong", ["", "soon", "0", "-3", "nan"])
+@pytest.mark.parametrize("wrong", ["", "soon", "0", "-3", "nan", "inf", "1e400", "1_000"])
 def test_a_wrong_deadline_is_a_bad_request(wrong):
     assert Stage().ask("POST", "/v1/predict", ROW, X_Deadline_Ms=wrong).status == 400
 
@@ -288,3 +288,9 @@ def test_many_clients_get_their_own_answers(small):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_query_names_one_model():
+    stage = Stage()
+    assert stage.ask("GET", "/v1/spec?model=m").status == 200
+    assert stage.ask("GET", "/v1/spec?model=m&model=m").status == 422

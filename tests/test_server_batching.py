@@ -93,6 +93,24 @@ def test_batch_bounds_what_runs_together_also_of_one_caller(batch, groups):
     assert [len(items) for items in gate.batches] == groups
 
 
+def test_many_rows_of_one_caller_hold_the_others_up_for_a_batch_at_most():
+    gate = Gate()
+
+    async def main(batcher):
+        first = asyncio.create_task(batcher.submit([100], FOR_EVER))
+        await gate.running()
+        many = asyncio.create_task(batcher.submit(range(12), FOR_EVER))
+        await spin()
+        others = [asyncio.create_task(batcher.submit([item], FOR_EVER)) for item in (50, 60)]
+        await spin()
+        gate.open.set()
+        assert await many == [2 * item for item in range(12)]
+        assert await asyncio.gather(first, *others) == [[200], [100], [120]]
+
+    go(main, gate)
+    assert gate.batches == [[100], [0, 1, 2, 3], [50, 60, 4, 5], [6, 7, 8, 9], [10, 11]]
+
+
 def test_rows_that_are_being_decoded_are_waited_for():
     gate = Gate(open_=True)
 

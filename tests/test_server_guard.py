@@ -1,6 +1,7 @@
 """What every request passes: limits, token, headers, errors, hang-ups, logs."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import socket
@@ -439,3 +440,37 @@ def test_probes_leave_no_lines():
     assert stage.lines.all == []
     stage.ask("GET", "/v1/models")
     assert [line["path"] for line in stage.lines.all] == ["/v1/models"]
+
+
+def test_over_a_real_connection_an_answer_that_needs_no_body_is_seen(monkeypatch):
+    monkeypatch.setattr(guard, "LINGER", 10.0)
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 404, "headers": [(b"content-length", b"4")]})
+        await send({"type": "http.response.body", "body": b"none"})
+
+    log = Log(Lines())  # pyright: ignore[reportArgumentType]
+    guarded = Guard(app, settings=settings(), metrics=Metrics(), log=log)
+    with running(guarded, lifespan="off") as (host, port):
+        line = http.client.HTTPConnection(host, port, timeout=10)
+        line.request("POST", "/nothing", iter([b"x" * (1 << 16)] * 64), {"Content-Length": str(1 << 22)})
+        answer = line.getresponse()
+        assert (answer.status, answer.getheader("Connection"), answer.read()) == (404, "close", b"none")
+        line.close()
+
+
+def test_another_protocol_is_not_spoken_and_nothing_after_it_is_taken_for_a_request():
+    stage = Stage()
+    head = "{} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n"
+    hidden = b"GET /v1/spec HTTP/1.1\r\nHost: a\r\n\r\n"
+    with running(stage.app) as address:
+        for first, status in (("GET /v1/models", b"200"), (f"POST /v1/predict|{len(hidden)}", b"400")):
+            target, _, length = first.partition("|")
+            more = f"Content-Length: {length}\r\n" if length else ""
+            with socket.create_connection(address, 10) as line:
+                line.sendall((head.format(target) + more + "\r\n").encode())
+                answer = line.makefile("rb")
+                assert answer.readline().split()[1] == status
+                with contextlib.suppress(OSError):
+                    line.sendall(hidden)
+                    assert b"HTTP/1.1" not in answer.read()

@@ -325,6 +325,18 @@ def test_limits_of_the_body_and_of_time(client, host):
     url = f"http://{host}/v2/models/fruit/infer"
     assert ask(url, {"inputs": [one()]}, **{"X-Deadline-Ms": "0.001"})[0] == 504
     assert ask(url, {"inputs": [one()]}, **{"X-Deadline-Ms": "soon"})[0] == 400
+    assert ask(url, {"inputs": [one()]}, **{"X-Deadline-Ms": "nan"})[0] == 400
+    assert ask(url, {"inputs": [one()], "parameters": {"timeout": 10**400}})[0] == 200
+
+
+def test_wrong_bodies_are_told_shortly(host):
+    url = f"http://{host}/v2/models/fruit/infer"
+    wrong = ([], {"inputs": [one()], "k" * 9999: 1}, {"inputs": [one() | {"shape": [1] * 9999}]},
+             {"inputs": [one() | {"shape": [10**4000]}]})  # fmt: skip
+    for body in wrong:
+        status, _, told = ask(url, body)
+        assert status in (413, 422)
+        assert len(told["error"]) < 300
 
 
 def test_outputs_get_names_of_their_own():

@@ -15,11 +15,12 @@ import polymodal as pm
 import tiny
 from polymodal.bundle import Bundle
 from polymodal.errors import BundleError, DataError, SpecError
+from polymodal.machine import processors
 from polymodal.server import models as models_file
-from polymodal.server import served as served_file
+from polymodal.server import settings as settings_file
 from polymodal.server.batching import Busy, Late, Stopping
 from polymodal.server.models import Models
-from polymodal.server.served import DECODE, cores, version_of
+from polymodal.server.served import DECODE, version_of
 from polymodal.server.settings import Place, Settings
 
 FOR_EVER = float("inf")
@@ -71,12 +72,17 @@ class Counts:
         self.swaps.append((model, version, ok))
 
 
+LANE = processors()
+"""Threads of a call, so that there is one lane."""
+
+
 def serve(folder, main, metrics=None, tell=lambda line: None, **options):
     """Run ``main(models)`` in a loop of its own, and see that no thread is left."""
 
     async def whole():
         place = Place(name="shop", folder=folder)
-        settings = Settings(models=(place,), **{"device": "cpu", "watch": 0, "drain": 5} | options)
+        one_lane = {"device": "cpu", "watch": 0, "drain": 5, "threads": LANE}
+        settings = Settings(models=(place,), **one_lane | options)
         models = Models(settings, metrics, tell)
         try:
             await models.start()
@@ -206,7 +212,7 @@ def test_media_and_long_texts_are_decoded_in_the_pool_and_the_rest_at_once(folde
         served, where = models.find(), []
         read = served.engine.read
         served.engine.read = lambda *a, **k: (where.append(threading.current_thread().name), read(*a, **k))[1]
-        for cells in ([{"text": "old", "x": 1}], [row(0)], [{"text": "old " * 5000}], [{"x": 1}] * 100, [row(0)] * 9):
+        for cells in ([{"text": "old", "x": 1}], [row(0)], [{"text": "old " * 600}], [{"x": 1}] * 100, [row(0)] * 9):
             await served.predict(cells, **ASKED)
         return where
 
@@ -260,7 +266,7 @@ def test_a_caller_that_goes_away_takes_its_work_back(folder):
     async def main(models):
         served, read = models.find(), []
         hold, decoders = threading.Event(), models._decoders
-        busy = [decoders.submit(hold.wait, 10) for _ in range(cores())]
+        busy = [decoders.submit(hold.wait, 10) for _ in range(processors())]
         engine_read = served.engine.read
         served.engine.read = lambda *a, **k: (read.append(1), engine_read(*a, **k))[1]
         gone = asyncio.create_task(served.predict([row(0)] * 3, **ASKED))
@@ -289,7 +295,7 @@ def test_whoever_counts_is_told_of_batches_and_of_what_was_there(folder):
 
 
 def test_the_settings_reach_the_batcher_and_the_engine(folder, monkeypatch):
-    monkeypatch.setattr(served_file, "cores", lambda workers=1: 4 // workers)
+    monkeypatch.setattr(settings_file, "processors", lambda: 4)
 
     async def main(models):
         served = models.find()
@@ -298,7 +304,8 @@ def test_the_settings_reach_the_batcher_and_the_engine(folder, monkeypatch):
 
     found = serve(folder, main, batch=3, wait_ms=7, queue=9, threads=2, max_seconds=1.5)
     assert found == (3, 0.007, 9, 2, 1.5)
-    assert serve(folder, main)[3] == 1  # one call takes every core
+    assert serve(folder, main, threads=None)[3] == 4  # one core each
+    assert serve(folder, main, threads=4)[3] == 1
     assert serve(folder, main, threads=1, workers=2)[3] == 2  # the other worker has the other two
 
     async def large(models):

@@ -9,7 +9,7 @@ import pytest
 
 import polymodal as pm
 import tiny
-from polymodal.server import cells, requests
+from polymodal.server import cells, media, requests, strict
 from polymodal.server.errors import MediaTypeError, Refused, describe
 from polymodal.server.multipart import read_parts
 from polymodal.server.requests import Intake
@@ -177,6 +177,27 @@ def test_json_may_be_as_deep_as_the_limit_and_have_characters_of_two_halves():
     deep = parse_json(b"[" * DEPTH + b"]" * DEPTH)
     assert json.dumps(deep).count("[") == DEPTH
     assert parse_json(b'"\\ud83d\\ude00 \\u00e4"') == "😀 ä"
+
+
+def test_json_holds_so_many_values_at_most(monkeypatch):
+    monkeypatch.setattr(strict, "VALUES", 100)
+    assert len(parse_json(b"[" + b"1," * 98 + b"1]")) == 99
+    for many in (b"[" + b"1," * 100 + b"1]", b"[" + b"[]," * 50 + b"[]]", b"[" * 101):
+        assert fault(many).status == 413
+
+
+def test_a_data_url_holds_so_many_escapes_at_most(monkeypatch):
+    monkeypatch.setattr(media, "ESCAPES", 4)
+    assert media.decode_text("data:image/png,%41%42%43%44") == ("image/png", b"ABCD")
+    assert media.decode_text("data:image/png;base64,QUJDRA%3D%3D") == ("image/png", b"ABCD")
+    with pytest.raises(ValueError, match="escaped"):
+        media.decode_text("data:image/png,%41%42%43%44%45")
+
+
+def test_a_part_of_a_group_is_told_without_its_content():
+    found = fault(form(("table", '{"width": 1}')), FORM)
+    assert (found.status, found.where) == (422, "inputs[0].table")
+    assert "Part(" not in found.message
 
 
 def test_many_equal_keys_are_refused_quickly():

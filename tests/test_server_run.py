@@ -54,8 +54,8 @@ def test_it_tells_where_it_is_and_the_command_it_shows_works(folder):
 @pytest.mark.slow
 def test_without_a_page_it_tells_of_none(folder):
     with Running(folder, page=False) as server:
-        assert ask(f"{server.base}/")[0] == 404
-        assert not any(line.startswith("Page:") for line in server.lines)
+        assert [ask(f"{server.base}{path}")[0] for path in ("/", "/docs", "/openapi.json")] == [404, 404, 200]
+        assert not any(line.startswith(("Page:", "Docs:")) for line in server.lines)
 
 
 @pytest.mark.slow
@@ -153,6 +153,9 @@ def test_a_port_that_is_taken_and_a_host_that_is_not_here(folder):
             run.run(settings)
     with pytest.raises(SpecError, match="host"):
         run.run(Settings.make(folder, port=0, host="192.0.2.1"))
+    for name in ("[::1]", "a" * 99):
+        with pytest.raises(SpecError, match="host must be an address or a name"):
+            run.run(Settings.make(folder, port=0, host=name))
 
 
 def test_without_the_extra_it_says_what_to_install(folder, monkeypatch):

@@ -42,3 +42,24 @@ def test_models_must_have_names_of_their_own():
     assert len(Settings.make("one=a/model", "two=b/model").models) == 2
     with pytest.raises(pm.SpecError, match="models"):
         Settings.make()
+
+
+@pytest.mark.parametrize("token", [" starts with a space", "ends with a line\n", "geheimnisvoll-ß", ""])
+def test_a_token_that_no_header_can_carry_is_refused(token):
+    with pytest.raises(pm.SpecError, match=r"^token: "):
+        Settings.make("model", token=token)
+
+
+def test_allow_hosts_are_hosts():
+    hosts = ("a.example", "a.example:8443", "[2001:db8::1]", "[2001:db8::1]:80")
+    assert Settings.make("model", allow_hosts=hosts).allow_hosts == hosts
+    for wrong in ("https://a.example", "a.example/x", "*.example", "u@a.example", "2001:db8::1", ""):
+        with pytest.raises(pm.SpecError, match="allow_hosts"):
+            Settings.make("model", allow_hosts=(wrong,))
+
+
+def test_a_fault_of_the_whole_shows_no_setting():
+    with pytest.raises(pm.SpecError) as error:
+        Settings.make("a/m", "b/m", token="hush-hush-hush")
+    assert "Place" not in str(error.value)
+    assert "hush" not in str(error.value)

@@ -17,7 +17,7 @@ import polymodal as pm
 import tiny
 from polymodal.server.crew import Crew, Worker
 from polymodal.server.front import _add
-from polymodal.server.served import cores
+from polymodal.server.settings import Settings
 from running import SECONDS, Running, ask, until
 
 pytestmark = pytest.mark.slow
@@ -283,7 +283,9 @@ def test_sighup_makes_every_worker_look(tmp_path):
 
 def test_workers_share_the_cores(folder, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: range(8), raising=False)
-    assert [cores(workers) for workers in (1, 2, 3, 9)] == [8, 4, 2, 1]
+    made = [Settings.make(folder, workers=workers) for workers in (1, 2, 3, 9)]
+    assert [settings.cores for settings in made] == [8, 4, 2, 1]
+    assert [(settings.call_threads, settings.lanes) for settings in made] == [(2, 4), (1, 4), (1, 2), (1, 1)]
 
 
 def test_the_ready_worker_with_the_fewest_requests_is_next():

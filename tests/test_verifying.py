@@ -8,7 +8,7 @@ import torch
 import polymodal as pm
 import tiny
 from polymodal import verifying
-from polymodal.server.probe import Probe
+from polymodal.trials.probe import Probe
 from polymodal.verifying import verify
 
 OUTPUTS = {"label": "classify", "price": "regress", "tags": "multilabel"}

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from polymodal.errors import PolymodalError as PolymodalError
     from polymodal.errors import SpecError as SpecError
     from polymodal.evaluate import Report as Report
+    from polymodal.exporting.export import Export as Export
+    from polymodal.exporting.export import export as export
     from polymodal.fitting import fit as fit
     from polymodal.improving.run import Improvement as Improvement
     from polymodal.improving.run import improve as improve
@@ -33,20 +35,36 @@ if TYPE_CHECKING:
     from polymodal.part import Reading as Reading
     from polymodal.part import Task as Task
     from polymodal.part import VectorTask as VectorTask
+    from polymodal.quantising import Quantisation as Quantisation
+    from polymodal.quantising import quantise as quantise
     from polymodal.ranks import Ranks as Ranks
     from polymodal.report.diagnosis import save_diagnosis as save_diagnosis
     from polymodal.report.improvement import save_improvement as save_improvement
     from polymodal.report.page import save_page as save_page
     from polymodal.searching.result import SearchResult as SearchResult
     from polymodal.searching.run import search as search
+    from polymodal.serving import serve as serve
     from polymodal.spec import Spec as Spec
     from polymodal.tracking import Tracker as Tracker
+    from polymodal.trials.load import LoadReport as LoadReport
+    from polymodal.trials.trial import load_test as load_test
     from polymodal.types import Batch as Batch
     from polymodal.types import Fused as Fused
     from polymodal.types import Masked as Masked
     from polymodal.types import Outputs as Outputs
+    from polymodal.verifying import Verification as Verification
+    from polymodal.verifying import verify as verify
 
 _HOMES = {
+    "Export": "exporting.export",
+    "export": "exporting.export",
+    "Quantisation": "quantising",
+    "quantise": "quantising",
+    "LoadReport": "trials.load",
+    "load_test": "trials.trial",
+    "serve": "serving",
+    "Verification": "verifying",
+    "verify": "verifying",
     "Tracker": "tracking",
     "search": "searching.run",
     "SearchResult": "searching.result",

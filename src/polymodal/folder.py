@@ -244,8 +244,9 @@ def _improvements(report: Mapping[str, Any]) -> str:
 
 def _put(file: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write tensors; their sha256."""
-    file.write_bytes(_packed(tensors))
-    return weights_sha256(tensors)
+    content = _packed(tensors)
+    file.write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
 
 
 def _packed(tensors: Mapping[str, Tensor]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from polymodal.errors import BundleError
+from polymodal.metrics import higher_is_better
 from polymodal.nn.provider import GraphFile
 
 FOLDER, NOTE = "int8", "int8.json"
@@ -33,6 +35,10 @@ class Loss(BaseModel):
     score_float: float
     score_int8: float
     loss: float
+
+    def __str__(self) -> str:
+        """For a person."""
+        return f"{self.task} {self.metric} {self.score_float:.4f} -> {self.score_int8:.4f} (loss {self.loss:.4f})"
 
 
 class Int8(BaseModel):
@@ -117,6 +123,15 @@ class Held:
             BundleError: a file is damaged.
         """
         write_int8(folder, self.note, {name: graph.read() for name, graph in self.graphs.items()})
+
+
+def loss(metric: str, before: float, after: float) -> float:
+    """By how much a score is worse; for one that falls as a model gets better, by which share of it."""
+    if not math.isfinite(after):
+        return math.inf
+    if higher_is_better(metric):
+        return before - after
+    return (after - before) / abs(before) if before else math.inf if after > before else 0.0
 
 
 def read_int8(folder: Path, weights_sha256: str | None, backbones: Mapping[str, str]) -> Held | None:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import tempfile
-import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +21,7 @@ from polymodal.bundle import Bundle
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import cache_folder
 from polymodal.nn.provider import INT8, Runtime, exact, installed
+from polymodal.nn.race import CLOCKS, Run, race, stretched
 from polymodal.types import Masked
 
 TOLERANCE = 1e-3
@@ -36,14 +34,6 @@ SLACK = 0.02
 """By how much int8's cosine with torch's tokens may be below what it was where its loss was measured."""
 
 BATCHES = (1, 4)
-REPEATS = 3
-HOPELESS = 2.0
-"""Times of the fastest beyond which a runtime is not repeated."""
-
-Run = Callable[[Masked], Masked]
-Clock = Callable[[], float]
-CLOCKS: tuple[Clock, ...] = (time.perf_counter, time.process_time)
-"""What passes, and what this process works: other processes lengthen only the former, several threads the latter."""
 
 
 class Measured(BaseModel):
@@ -132,7 +122,7 @@ class InputChoice:
                 True,
             )
         kept = None if remeasure else _read(self.file)
-        if kept is not None:
+        if kept is not None and kept.chosen in self.candidates():
             embedder = self.in_runtime(kept.chosen)
             if _alike(self.probe(embedder, self.example), kept.probe):
                 return embedder, kept.rows, True
@@ -161,7 +151,9 @@ class InputChoice:
             if run is not None:
                 runs[runtime] = run
         clocks = CLOCKS if self.embedder.device.type == "cpu" else CLOCKS[:1]
-        ms = [race(runs, Masked.join([example] * size), clocks) for size in BATCHES]
+        backbone = self.embedder.backbone(self.name)
+        some = stretched(example) if backbone is not None and any(backbone.dynamic()) else [example]
+        ms = [race(runs, [Masked.join([x] * size) for x in some], clocks) for size in BATCHES]
         rows = [r.model_copy(update={"ms": tuple(m[r.runtime] for m in ms)}) if r.runtime in runs else r for r in rows]
         best = min(rows, key=lambda row: row.mean)
         return [row.model_copy(update={"chosen": row is best}) for row in rows]
@@ -219,28 +211,6 @@ def _difference(found: Masked, wanted: Masked) -> float:
 
 def _alike(now: list[float], then: list[float]) -> bool:
     return len(now) == len(then) and torch.allclose(torch.tensor(now), torch.tensor(then), rtol=0.02, atol=0.01)
-
-
-def race(runs: Mapping[Runtime, Run], x: Masked, clocks: Sequence[Clock] = CLOCKS) -> dict[Runtime, float]:
-    """Milliseconds a row: the best of a few rounds, in which the runtimes take turns, so that all meet the same load.
-
-    A first call, which may compile for the shape, does not count. What is far behind runs once.
-
-    Args:
-        runs: runtime -> what runs it.
-        x: to run on.
-        clocks: in seconds; of several, the one that says least.
-    """
-    best = dict.fromkeys(runs, math.inf)
-    for run in runs.values():
-        run(x)
-    for _ in range(REPEATS):
-        for runtime, run in runs.items():
-            if best[runtime] == math.inf or best[runtime] < HOPELESS * min(best.values()):
-                starts = [clock() for clock in clocks]
-                run(x)
-                best[runtime] = min(best[runtime], *(clock() - t for clock, t in zip(clocks, starts, strict=True)))
-    return {runtime: seconds / len(x) * 1e3 for runtime, seconds in best.items()}
 
 
 def _read(file: Path) -> Kept | None:

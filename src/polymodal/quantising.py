@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,7 @@ from polymodal.data.table import Table
 from polymodal.errors import DataError, SpecError
 from polymodal.evaluate import answers
 from polymodal.folder import put_int8, weights_sha256
-from polymodal.int8 import Int8, Loss, Note
-from polymodal.metrics import higher_is_better
+from polymodal.int8 import Int8, Loss, Note, loss
 from polymodal.nn.provider import GraphFile
 from polymodal.nn.quantise import Quantised, agreement, depends_on_others
 from polymodal.nn.quantise import quantise as quantise_graph
@@ -66,6 +65,7 @@ class Quantisation:
         table: where they came from.
         limit: loss from which on an input stays in float.
         weights_sha256: of the model that was scored.
+        unscored: tasks that no score could be computed of, such as unlabelled ones: what they lose is not known.
     """
 
     inputs: Mapping[str, Found]
@@ -74,6 +74,7 @@ class Quantisation:
     table: str
     limit: float
     weights_sha256: str
+    unscored: Sequence[str] = ()
 
     @property
     def accepted(self) -> list[str]:
@@ -102,13 +103,23 @@ class Quantisation:
         lines = []
         for name, found in self.inputs.items():
             verdict = "int8" if found.accepted else f"stays in float: {found.why}"
-            made = "" if found.entry is None else f"{found.entry.method}, {_told(found.entry.worst)}, "
+            made = "" if found.entry is None else f"{found.entry.method}, {found.entry.worst}, "
             cosine = "" if found.entry is None else f"cosine {found.entry.agreement:.4f}; "
             lines.append(f"{name}: {made}{cosine}{verdict}")
         if self.together:
             worst = max(self.together, key=lambda one: one.loss)
-            lines.append(f"together: {_told(worst)}, {self.rows} rows of {self.table}")
+            lines.append(f"together: {worst}, {self.rows} rows of {self.table}")
+        lines += [f"{n}: {self.table} gives it no score, so what it loses is not known" for n in self.unscored]
         return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the graphs, as JSON."""
+        inputs = {
+            name: {"accepted": one.accepted, "why": one.why, "measured": one.entry and one.entry.model_dump()}
+            for name, one in self.inputs.items()
+        }
+        more = {"rows": self.rows, "table": self.table, "limit": self.limit, "unscored": list(self.unscored)}
+        return {"inputs": inputs, "together": [one.model_dump() for one in self.together], **more}
 
     def __str__(self) -> str:
         """The lines."""
@@ -135,7 +146,7 @@ def quantise(
         bundle: on the CPU.
         table: labelled rows that the model has not learned from; anything `Table.read` takes.
         calibrate: rows to see ranges in, such as those the model has learned from; evenly spaced ones are taken. The
-            first rows of ``table`` when not given, which are then not scored.
+            first rows of ``table`` when not given. Rows of ``table`` that hold the same as one of these are not scored.
         rows: to calibrate with.
         limit: loss from which on an input stays in float.
         progress: told how far it is.
@@ -146,12 +157,12 @@ def quantise(
     """
     table = Table.read(table)
     _check(bundle, rows, limit)
-    seen, scored = table, range(len(table))
     if calibrate is not None:
         seen = Table.read(calibrate)
         seen = seen.select(np.unique(np.linspace(0, len(seen) - 1, min(rows, len(seen))).astype(int)).tolist())
     else:
-        seen, scored = table.select(range(min(rows, len(table)))), range(min(rows, len(table)), len(table))
+        seen = table.select(range(min(rows, len(table))))
+    scored = _unseen(bundle, seen, table)
     exact = dict.fromkeys(bundle.embedder.digests, "onnxruntime")
     embedder = bundle.embedder.without_store().with_runtimes(exact, bundle.embedder.threads)
     judged = table.select(scored)
@@ -162,6 +173,18 @@ def quantise(
         )
     with tempfile.TemporaryDirectory() as folder:
         return _Trial(bundle, embedder, judged, prepared, Path(folder), limit, progress).run(seen)
+
+
+def _unseen(bundle: Bundle, seen: Table, table: Table) -> list[int]:
+    """Rows of a table whose inputs are not those of a row that is calibrated with."""
+    wanted = [column for name, part in bundle.spec.inputs.items() for column in part.columns(name)]
+
+    def cells(place: Table, i: int) -> str:
+        row = place.rows(i)
+        return repr((place.base, [row.get(column) for column in wanted]))
+
+    known = {cells(seen, i) for i in range(len(seen))}
+    return [i for i in range(len(table)) if cells(table, i) not in known]
 
 
 def _check(bundle: Bundle, rows: int, limit: float) -> None:
@@ -186,7 +209,7 @@ class _Trial:
     folder: Path
     limit: float
     progress: Progress
-    before: dict[str, tuple[str, float]] = field(default_factory=dict)
+    before: dict[str, dict[str, float]] = field(default_factory=dict)
     rows: dict[str, Any] = field(default_factory=dict)
 
     def run(self, seen: Table) -> Quantisation:
@@ -194,7 +217,8 @@ class _Trial:
         found = {name: self.input(name, seen) for name in self.embedder.digests}
         together = self.settle(found)
         sha256, source = weights_sha256(self.bundle.model.state_dict()), self.table.source
-        return Quantisation(found, together, len(self.prepared), source, self.limit, sha256)
+        unscored = [n for n in self.bundle.spec.outputs if n not in self.before]
+        return Quantisation(found, together, len(self.prepared), source, self.limit, sha256, unscored)
 
     def input(self, name: str, seen: Table) -> Found:
         """Make one input's graph, and score it with the others in float."""
@@ -243,39 +267,27 @@ class _Trial:
 
     def losses(self, names: list[str]) -> list[Loss]:
         """What each task loses with some inputs in int8."""
-        after = self.scores({name: self.rows[name] for name in names})
-        lost = {n: loss(metric, before, after[n][1]) for n, (metric, before) in self.before.items()}
-        return [
-            Loss(task=n, metric=metric, score_float=before, score_int8=after[n][1], loss=lost[n])
-            for n, (metric, before) in self.before.items()
-        ]
+        after, lost = self.scores({name: self.rows[name] for name in names}), list[Loss]()
+        for n, own in self.before.items():
+            metric, before = next(iter(own.items()))
+            now = after.get(n, {}).get(metric, math.nan)
+            lost.append(Loss(task=n, metric=metric, score_float=before, score_int8=now, loss=loss(metric, before, now)))
+        return lost
 
-    def scores(self, rows: Mapping[str, Any]) -> dict[str, tuple[str, float]]:
-        """Headline score of each task that has one, with other rows for some inputs."""
+    def scores(self, rows: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+        """Scores of each task that has any, the headline score first, with other rows for some inputs."""
         prepared = replace(self.prepared, inputs={**self.prepared.inputs, **rows})
         seen = answers(self.bundle.model, prepared, self.bundle.device)
         tasks = self.bundle.spec.outputs
         scores = {n: tasks[n].metrics(output, seen.targets[n]) for n, output in seen.outputs.items()}
-        found = {n: next(iter(own.items())) for n, own in scores.items() if own}
+        found = {n: own for n, own in scores.items() if own}
         if not found:
             raise DataError(f"{self.table.source} must have rows that a score can be computed on, got none.")
         return found
 
 
-def loss(metric: str, before: float, after: float) -> float:
-    """By how much a score is worse; for one that falls as a model gets better, by which share of it."""
-    if higher_is_better(metric):
-        return before - after
-    return (after - before) / abs(before) if before else math.inf if after > before else 0.0
-
-
 def _worst(found: Found) -> float:
     return found.entry.worst.loss if found.entry is not None else -math.inf
-
-
-def _told(lost: Loss) -> str:
-    scores = f"{lost.score_float:.4f} -> {lost.score_int8:.4f}"
-    return f"{lost.task} {lost.metric} {scores} (loss {lost.loss:.4f})"
 
 
 def _on_example(

@@ -22,11 +22,11 @@ from polymodal.data.loader import prepare
 from polymodal.data.table import Table
 from polymodal.errors import SpecError
 from polymodal.nn.provider import INT8, RUNTIMES, exact
-from polymodal.runtimes import choose
-from polymodal.server.agreement import EXACT, Difference, Reference, finite, tolerance_of
-from polymodal.server.ask import Row, made_up, table_rows, targets
+from polymodal.runtimes import Choice
 from polymodal.server.run import PACKAGES
 from polymodal.tracing import answerer
+from polymodal.trials.agreement import EXACT, Difference, Reference, finite, tolerance_of
+from polymodal.trials.ask import Row, made_up, table_rows, targets
 from polymodal.types import Masked
 
 MOST = 64
@@ -46,7 +46,7 @@ class Check:
         verdict: ``differs`` where a number moved by more than the tolerance, or a label that is no tie changed;
             ``left out`` where this model cannot be answered so, and nobody is.
         rows: compared.
-        difference: largest one of a number, as in `polymodal.server.agreement.Difference`.
+        difference: largest one of a number, as in `polymodal.trials.agreement.Difference`.
         labels: that differ and are no tie.
         ties: labels that differ where the reference could not tell them apart within the tolerance.
         tolerance: that was allowed.
@@ -232,11 +232,11 @@ class _Trial:
         if missing := [name for name in PACKAGES if find_spec(name) is None]:
             note = f"lacks {', '.join(missing)}. Run: pip install 'polymodal[serve]'"
             return [Check("server", "not installed", note=note)]
-        from polymodal.server.probe import probe  # needs the extra
+        from polymodal.trials.probe import probe  # needs the extra
 
         checks = []
         with probe(self.folder) as server:
-            reference, note = self._served()
+            reference, note = self._served(server.choice)
             for protocol, ask in server.protocols(self.bundle.spec).items():
                 start = time.perf_counter()
                 try:
@@ -248,9 +248,8 @@ class _Trial:
                 checks.append(replace(found, note=note))
         return checks
 
-    def _served(self) -> tuple[Reference, str]:
+    def _served(self, choice: Choice) -> tuple[Reference, str]:
         """What a server must answer, whose runtime may be inexact, and which one it chose."""
-        choice = choose(self.bundle)  # as the server has just done and kept
         note = ", ".join(f"{name} in {runtime}" for name, runtime in choice.names.items())
         if all(exact(runtime) for runtime in choice.names.values()):
             return self.reference, note

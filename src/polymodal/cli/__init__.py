@@ -10,11 +10,14 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from polymodal.cli import ask, learn, look  # noqa: F401  (enters the commands)
+from polymodal.cli import ask, deploy, learn, look  # noqa: F401  (enters the commands)
 from polymodal.cli.common import app, err, warn
 from polymodal.errors import PolymodalError
 
-ORDER = ("inspect", "fit", "evaluate", "predict", "diagnose", "improve", "search", "cache", "weights")
+ORDER = (
+    "inspect", "fit", "evaluate", "predict", "diagnose", "improve", "search", "serve", "load", "verify", "export",
+    "cache", "weights",
+)  # fmt: skip
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))
 
 

@@ -61,6 +61,10 @@ class Export:
         ]
         return [f"{self.folder}: {', '.join(self.files)}", *told]
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"folder": str(self.folder), "files": list(self.files), "compared": [dict(e) for e in self.compared]}
+
 
 def export(bundle: Bundle, folder: str | Path, *, to: str = "onnx", table: Any = None) -> Export:
     """Write a bundle as ONNX graphs, run them, and compare what they say with the bundle.

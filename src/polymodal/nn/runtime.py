@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.errors import SpecError
+from polymodal.machine import processors
 from polymodal.nn.backbone import Backbone
 from polymodal.types import Masked
 
@@ -82,7 +83,9 @@ class _OpenVino:
             raise SpecError(
                 "provider 'openvino' must be installed, got no such package. Run: pip install 'polymodal[openvino]'"
             ) from error
-        hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": threads, "PERFORMANCE_HINT": "LATENCY"}
+        streams = max(1, processors() // threads)  # calls from several threads wait for one another without
+        hints = {"INFERENCE_PRECISION_HINT": "f32", "NUM_STREAMS": streams, "ENABLE_CPU_PINNING": False}
+        hints["INFERENCE_NUM_THREADS"] = threads * streams
         core = openvino.Core()
         if isinstance(graph, bytes):
             self.model = core.compile_model(core.read_model(io.BytesIO(graph)), "CPU", hints)

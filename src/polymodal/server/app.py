@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from urllib.parse import parse_qsl
 from weakref import WeakKeyDictionary
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
@@ -29,7 +29,7 @@ from polymodal.server.logs import Log, Note
 from polymodal.server.metrics import MEDIA_TYPE, Metrics
 from polymodal.server.models import Models, Served
 from polymodal.server.openapi import openapi
-from polymodal.server.requests import Asked, Intake
+from polymodal.server.requests import Asked, Intake, patience
 from polymodal.server.settings import Settings
 from polymodal.server.strict import near, short
 
@@ -130,6 +130,8 @@ class Api:
         for key, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True) if query else ():
             if key != "model":
                 raise Refused(422, f"The query must have no keys but 'model', got {short(key)}.{near(key, ('model',))}")
+            if name is not None:
+                raise Refused(422, f"The query must name one model, got {short(name)} and {short(value)}.")
             name = value
         try:
             return self.models.find(name)
@@ -148,13 +150,9 @@ class Api:
         Raises:
             Refused: the deadline is no number of milliseconds.
         """
-        headers = dict(scope["headers"])
-        most, wished = self.settings.deadline, headers.get(b"x-deadline-ms")
-        seconds = most if wished is None else _number(wished) / 1000
-        if not seconds > 0:
-            told = f"The header X-Deadline-Ms must be a number of milliseconds above 0, got {short(wished)}."
-            raise Refused(400, told)
-        return note.arrived + min(seconds, most), headers.get(b"content-type", b"").decode("latin-1")
+        headers = Headers(scope=scope)
+        until = note.arrived + patience(headers.get("X-Deadline-Ms"), self.settings.deadline)
+        return until, headers.get("Content-Type", "")
 
     async def list_models(self, request: Request) -> Response:
         """Names and versions of the bundles."""
@@ -264,14 +262,6 @@ def answer(content: Mapping[str, Any]) -> Response:
 async def _pass_on(request: Request, error: Exception) -> Response:
     """Leave what the router raises to the guard, where every error is answered and counted."""
     raise error
-
-
-def _number(text: bytes) -> float:
-    """A header's number; not a number where it holds none."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
 
 
 def _path(route: BaseRoute) -> str:

@@ -77,7 +77,7 @@ class Batcher(Generic[In, Out]):
     A free lane takes what is waiting at once; of several lanes, each takes its share. Only if further rows are known
     to come (`coming`: they are being decoded) it waits for them, until the batch is full or the oldest row has waited
     ``wait_ms``. So a lone caller never waits for others, and under load, when rows pile up behind busy lanes, batches
-    form by themselves.
+    form by themselves. Who has more rows than a lane takes goes on behind those who came meanwhile.
 
     Everything but ``run`` happens in one event loop, the first caller's. There is no polling: a lane is given work
     when rows arrive, when a batch is done, or by one timer.
@@ -227,7 +227,7 @@ class Batcher(Generic[In, Out]):
             self._idle.set()
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Run the oldest rows whose deadline has not passed: this lane's share of them, at most a batch."""
+        """Run the first rows whose deadline has not passed: this lane's share of them, at most a batch."""
         now, taken = loop.time(), list[tuple[tuple[Call, int], In]]()
         size = min(self.batch, -(-len(self._queued) // self.lanes))
         while self._queued and len(taken) < size:
@@ -237,9 +237,16 @@ class Batcher(Generic[In, Out]):
             elif not call.future.done():
                 taken.append(((call, place), item))
         if taken:
+            self._yield(taken[-1][0][0])
             future = loop.run_in_executor(self._threads, self._work, taken)
             self._running.add(future)
             future.add_done_callback(lambda done: self._finish(done, [key for key, _ in taken]))
+
+    def _yield(self, call: Call) -> None:
+        """Put what is left of a call that has had its turn behind all others: many rows hold nobody up for long."""
+        if self._queued and next(iter(self._queued))[0] is call:
+            for key in [(call, place) for place in range(len(call.results)) if (call, place) in self._queued]:
+                self._queued.move_to_end(key)
 
     def _work(self, taken: Sequence[tuple[tuple[Call, int], In]]) -> tuple[list[Out | _Failed], float]:
         """Run items in a lane: for each its result or what was raised; and the seconds that all of it took."""

@@ -72,7 +72,10 @@ def read_call(
     if not 0 <= size <= len(body):
         raise Refused(400, f"The header {HEADER} must be the length of the body's JSON, got {short(head)}.")
     try:
-        call = Call.model_validate(parse_json(body[:size]))
+        document = parse_json(body[:size])
+        if not isinstance(document, dict):
+            raise Refused(422, f"The body must be an object with 'inputs', got {json_type(document)}.")
+        call = Call.model_validate(document)
     except ValidationError as error:
         raise Refused(422, _first(error)) from None
     for wanted in call.outputs or ():
@@ -82,9 +85,9 @@ def read_call(
     rows = rows_of(call.inputs[0])
     if not rows or any(rows_of(tensor) != rows for tensor in call.inputs):
         found = sorted({rows_of(tensor) for tensor in call.inputs})
-        raise Refused(422, f"inputs must all have the same number of rows, 1 or more, got {found}.")
+        raise Refused(422, f"inputs must all have the same number of rows, 1 or more, got {short(found)}.")
     if rows > cells.settings.max_rows:
-        told = f"inputs must hold at most {cells.settings.max_rows} rows, got {rows}. Send several requests."
+        told = f"inputs must hold at most {cells.settings.max_rows} rows, got {short(rows)}. Send several requests."
         raise Refused(413, told)
     asked = Asked(strict=call.parameters.strict, rows=[{} for _ in range(rows)], broken=[[] for _ in range(rows)])
     for tensor, raw in _with_bytes(call.inputs, body[size:]):
@@ -95,8 +98,8 @@ def read_call(
 def _first(error: ValidationError) -> str:
     """The first fault, in words."""
     fault = error.errors(include_url=False)[0]
-    place = ".".join(map(str, fault["loc"])) or "The body"
-    return f"{place}: {fault['msg']}, got {json_type(fault['input'])}."
+    place = ".".join(map(str, fault["loc"]))
+    return f"{place[:100]}: {fault['msg']}, got {json_type(fault['input'])}."
 
 
 def _with_bytes(tensors: Sequence[Tensor], rest: bytes) -> Iterator[tuple[Tensor, bytes | None]]:

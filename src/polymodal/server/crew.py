@@ -29,6 +29,12 @@ PAUSE, MOST_PAUSE = 0.5, 30.0
 LASTED = 60.0
 """Seconds after which an end is no sign that the next one will end likewise."""
 
+MEMORY = "/dev/shm"  # noqa: S108  (a folder of our own is made in it)
+"""Where counts are kept if it can be written: a worker whose counts lie on a disk that fills up is killed."""
+
+LINE = 1 << 24
+"""Bytes of what a worker says at once, at most."""
+
 TRIES = 3
 """Starts of the first worker before the server gives up."""
 
@@ -71,7 +77,7 @@ class Crew:
     def __init__(self, settings: Settings, address: str, tell: Tell, log: Log) -> None:
         self._settings, self._address, self._tell, self._log = settings, address, tell, log
         self.workers = [Worker(number) for number in range(settings.workers)]
-        self.folder = Path(tempfile.mkdtemp(prefix="polymodal-"))
+        self.folder = Path(tempfile.mkdtemp(prefix="polymodal-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
         self.metrics = self.folder / "metrics"
         self.metrics.mkdir()
         self.restarts, self._turns, self._stop = 0, 0, asyncio.Event()
@@ -134,7 +140,7 @@ class Crew:
         loop, pause, count = asyncio.get_running_loop(), PAUSE, 0
         while not self._stop.is_set():
             began = loop.time()
-            failed = await self._fill(worker, count)
+            failed = await self._run(worker, count)
             count += 1
             if self._stop.is_set() or self._give_up(failed, count):
                 break
@@ -154,6 +160,16 @@ class Crew:
         self._opened.set_exception(failed or SpecError(lost))
         return True
 
+    async def _run(self, worker: Worker, count: int) -> PolymodalError | None:
+        """Run one process to its end, whatever keeps it from running."""
+        try:
+            return await self._fill(worker, count)
+        except Exception as error:  # noqa: BLE001  (no files, no memory, no room on the disk: there may be some later)
+            worker.signal(signal.SIGKILL)
+            worker.ready, worker.process = False, None
+            told = f"a worker must be started and spoken to, got {type(error).__name__}: {error}"
+            return SpecError(f"{told}. Raise the limits of open files, processes and memory.")
+
     async def _fill(self, worker: Worker, count: int) -> PolymodalError | None:
         """Run one process to its end.
 
@@ -162,12 +178,12 @@ class Crew:
         """
         place = self.folder / f"{worker.number}-{count}.sock"
         order = {"settings": self._settings.model_dump(mode="json"), "place": str(place), "address": self._address}
-        ours, theirs = socket.socketpair()
-        process = worker.process = await self._spawn(theirs)
+        process, ours = await self._spawn()
+        worker.process = process
         failed = None
         if self._stop.is_set():
             worker.signal(signal.SIGTERM)
-        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        reader, writer = await asyncio.open_unix_connection(sock=ours, limit=LINE)
         connector = aiohttp.UnixConnector(str(place), limit=0, keepalive_timeout=30)
         jar = aiohttp.DummyCookieJar()
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False, cookie_jar=jar) as worker.session:
@@ -182,13 +198,17 @@ class Crew:
         mark_process_dead(process.pid, str(self.metrics))
         return failed
 
-    async def _spawn(self, channel: socket.socket) -> asyncio.subprocess.Process:
-        """Start a process that hears and speaks through a socket."""
-        with channel:
-            return await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "polymodal.server.worker", stdin=channel.fileno(), start_new_session=True,
+    async def _spawn(self) -> tuple[asyncio.subprocess.Process, socket.socket]:
+        """Start a process that hears and speaks through a socket, of which this is our end."""
+        ours, theirs = socket.socketpair()
+        with theirs, contextlib.ExitStack() as ends:
+            ends.enter_context(ours)
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "polymodal.server.worker", stdin=theirs.fileno(), start_new_session=True,
                 env=os.environ | {FOLDER: str(self.metrics)},
             )  # fmt: skip
+            ends.pop_all()  # ours stays open
+        return process, ours
 
     def _hear(self, worker: Worker, said: dict[str, Any]) -> PolymodalError | None:
         """Take what a worker says."""

@@ -20,7 +20,7 @@ from yarl import URL
 from polymodal.server import page
 from polymodal.server.crew import Crew, Worker
 from polymodal.server.errors import Refused, dumps
-from polymodal.server.guard import HEADERS, Guard
+from polymodal.server.guard import HEADERS, Guard, open_paths
 from polymodal.server.hosting import Tell
 from polymodal.server.logs import Log, Note
 from polymodal.server.metrics import MEDIA_TYPE, Metrics
@@ -53,11 +53,10 @@ class Front:
     """
 
     def __init__(self, settings: Settings, address: str, tell: Tell) -> None:
-        log, pages = _Log(), page.routes() if settings.page else ()
-        open_paths = ["/healthz", "/readyz", *(route.path.partition("{")[0] for route in pages)]
+        log, free = _Log(), open_paths(page.routes() if settings.page else ())
         self._settings, self._metrics, self._stopping = settings, _Metrics(), False
         self.crew = Crew(settings, address, tell, log)
-        self.app = Guard(self._answer, settings=settings, metrics=self._metrics, log=log, open_paths=open_paths)
+        self.app = Guard(self._answer, settings=settings, metrics=self._metrics, log=log, open_paths=free)
 
     async def open(self) -> None:
         """Start the workers; returns when the first one answers."""

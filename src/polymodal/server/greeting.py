@@ -24,8 +24,8 @@ def greeting(settings: Settings, base: str, spec: Spec, runtimes: Iterable[str] 
         spec: of the first bundle.
         runtimes: lines about the choice of runtimes.
     """
-    page = [f"Page: {base}/"] if settings.page else []
-    return [*runtimes, *page, f"Docs: {base}/docs", f"Try:  {curl(settings, base, spec)}"]
+    pages = [f"Page: {base}/", f"Docs: {base}/docs"] if settings.page else [f"API:  {base}/openapi.json"]
+    return [*runtimes, *pages, f"Try:  {curl(settings, base, spec)}"]
 
 
 def curl(settings: Settings, base: str, spec: Spec) -> str:

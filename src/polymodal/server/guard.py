@@ -37,7 +37,7 @@ BODIES = 16
 """As many bodies of the largest size may be in memory at the same time; beyond that, requests get 503."""
 
 LINGER = 2.0
-"""Seconds for which the rest of a refused body is read and dropped, so that its sender sees the answer."""
+"""Seconds for which the rest of a body that is not needed is read and dropped, so that its sender sees the answer."""
 
 OPEN = ("/healthz", "/readyz")
 """Paths that need no token, besides the page's."""
@@ -209,6 +209,10 @@ class Exchange:
             if not self.whole:
                 headers.append((b"connection", b"close"))  # the rest of the body is still to come
             message = {"type": "http.response.start", "status": message["status"], "headers": headers}
+        elif not self.whole and not message.get("more_body", False):
+            await self._send({**message, "more_body": True})
+            await self._drop_rest()
+            message = {"type": "http.response.body"}
         await self._send(message)
 
     async def _answer_for(self, error: Exception) -> None:
@@ -231,10 +235,7 @@ class Exchange:
         headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in fault.headers]
         await self.send({"type": "http.response.start", "status": fault.status, "headers": headers})
         body = b"" if self.scope["method"] == "HEAD" else body
-        await self.send({"type": "http.response.body", "body": body, "more_body": not self.whole})
-        if not self.whole:
-            await self._drop_rest()
-            await self.send({"type": "http.response.body"})
+        await self.send({"type": "http.response.body", "body": body})
 
     async def _drop_rest(self) -> None:
         """Read on for a while: a connection that is closed over unread bytes takes the answer with it."""

@@ -83,6 +83,8 @@ class Connection(HttpToolsProtocol):
         """They are there."""
         self._arrived()
         super().on_headers_complete()
+        if self.parser is not None and self.parser.should_upgrade():
+            self._stay()
 
     def data_received(self, data: bytes) -> None:
         """Refuse headers that are too long."""
@@ -92,6 +94,12 @@ class Connection(HttpToolsProtocol):
             self._head += len(data)
             if self._head > HEAD_BYTES and not self.transport.is_closing():
                 self.send_400_response("The request's headers are too long.")
+
+    def _stay(self) -> None:
+        """Answer as if no other protocol had been asked for, and close then: the parser cannot tell what follows."""
+        self.cycle.keep_alive = False
+        if {b"content-length", b"transfer-encoding"} & {name for name, _ in self.headers}:
+            self.send_400_response("A request with a body must have no header Upgrade. Speak HTTP/1.1 only.")
 
     def _expect(self) -> None:
         self._head, self._begun = 0, True
@@ -122,9 +130,11 @@ def listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
-    except socket.gaierror:
+    except (socket.gaierror, UnicodeError):
         raise SpecError(f"host must be an address or a name of this machine, got {host!r}.") from None
     except OSError as error:
+        if error.errno == socket.EAI_NONAME:  # in another guise
+            raise SpecError(f"host must be an address or a name of this machine, got {host!r}.") from None
         reason = error.strerror or str(error)
         raise SpecError(
             f"host and port must be free to listen on, got {host}:{port} ({reason}). Give others."

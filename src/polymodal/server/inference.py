@@ -6,7 +6,6 @@ A tensor per column in, a tensor per column of what is predicted out; see `polym
 from __future__ import annotations
 
 import asyncio
-import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +25,14 @@ from polymodal.server.errors import Refused, dumps
 from polymodal.server.logs import Note
 from polymodal.server.metrics import Metrics
 from polymodal.server.models import Models
-from polymodal.server.requests import SMALL, Intake
+from polymodal.server.requests import SMALL, Intake, patience
 from polymodal.server.served import Served
 from polymodal.server.settings import Settings
 from polymodal.server.strict import short
 from polymodal.server.tensors import Output, outputs, usual
+
+FOREVER = 10**12
+"""Microseconds beyond any deadline."""
 
 _ROW = re.compile(r"inputs\[(\d+)\]\.(.*?)(: | must )", re.DOTALL)
 
@@ -110,13 +112,13 @@ class Protocol:
         note: Note = request.scope["note"]
         served = self._find(request)
         note.model, note.version = served.name, served.version
-        until = note.arrived + _seconds(request, self._settings.deadline)
+        until = note.arrived + patience(request.headers.get("X-Deadline-Ms"), self._settings.deadline)
         body, head = await request.body(), request.headers.get(HEADER)
         known = self._interface(served)
         parse = partial(read_call, body, head, known.intake, known.outputs, self._cells)
         asked, call = parse() if len(body) <= SMALL else await asyncio.to_thread(parse)
         if call.parameters.timeout is not None:
-            until = min(until, note.arrived + call.parameters.timeout / 1e6)
+            until = min(until, note.arrived + min(call.parameters.timeout, FOREVER) / 1e6)
         note.rows = len(asked.rows)
         async with asyncio.timeout_at(until):
             await self._cells.fetch(asked)
@@ -173,18 +175,6 @@ class Protocol:
 def routes(models: Models) -> list[Route]:
     """The protocol's paths."""
     return Protocol(models).routes()
-
-
-def _seconds(request: Request, most: float) -> float:
-    """How long somebody waits for the answer."""
-    wished = request.headers.get("X-Deadline-Ms")
-    try:
-        seconds = most if wished is None else min(most, float(wished) / 1000)
-    except ValueError:
-        seconds = math.nan
-    if not seconds > 0:
-        raise Refused(400, f"The header X-Deadline-Ms must be a number of milliseconds above 0, got {short(wished)}.")
-    return seconds
 
 
 def _json(content: Mapping[str, Any], status: int = 200) -> Response:

@@ -94,7 +94,7 @@ class Log:
             model=note.model,
             version=note.version,
             bytes=note.received,
-            client=client[0] if client else None,
+            client=client[0][:64] if client else None,
             error=note.error,
             trace=note.trace,
         )

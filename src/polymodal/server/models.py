@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from polymodal.errors import SpecError, suggest
 from polymodal.server.batching import Stopping
-from polymodal.server.served import Observer, Served, cores, version_of
+from polymodal.server.served import Observer, Served, version_of
 from polymodal.server.settings import Place, Settings
 
 LOG = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class Models:
         self.served, self.swaps, self.failed_swaps = dict[str, Served](), 0, 0
         self._started: WeakSet[Served] = WeakSet()
         self._failed: dict[str, tuple[str, Files]] = {}
-        self._decoders = ThreadPoolExecutor(cores(settings.workers), "polymodal-decode")
+        self._decoders = ThreadPoolExecutor(settings.cores, "polymodal-decode")
         self._loader = ThreadPoolExecutor(1, "polymodal-load")
         self._nudge = asyncio.Event()
         self._watcher: asyncio.Task[None] | None = None
@@ -96,7 +96,7 @@ class Models:
         """
         names = [place.name for place in self.settings.models]
         if name is not None and name not in names:
-            raise SpecError(f"model must be one of {names}, got {name!r}.{suggest(name, names)}")
+            raise SpecError(f"model must be one of {names}, got {name!r:.80}.{suggest(name, names)}")
         served = self.served.get(name or names[0])
         if served is None:
             raise Stopping(f"{name or names[0]} is not loaded.")

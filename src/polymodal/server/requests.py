@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
@@ -22,6 +23,30 @@ OPTIONS = {"explain": False, "strict": True}
 """What a request may ask for, and what holds where it does not."""
 
 KEYS = ("inputs", *OPTIONS)
+
+
+_MILLISECONDS = re.compile(r"[0-9]{1,15}([.][0-9]{1,15})?")
+
+
+def patience(wished: str | None, most: float) -> float:
+    """How long a client waits for its answer.
+
+    Args:
+        wished: its header X-Deadline-Ms, if it sent one.
+        most: seconds that the server gives a request.
+
+    Returns:
+        Seconds, above 0.
+
+    Raises:
+        Refused: the header is no number of milliseconds.
+    """
+    if wished is None:
+        return most
+    seconds = float(wished) / 1000 if _MILLISECONDS.fullmatch(wished) else 0.0
+    if not seconds > 0:
+        raise Refused(400, f"The header X-Deadline-Ms must be a number of milliseconds above 0, got {short(wished)}.")
+    return min(seconds, most)
 
 
 class Intake:
@@ -145,7 +170,8 @@ class Intake:
             elif group is None:
                 raise self._unknown(name, where, self.slots.keys() | self.groups.keys())
             elif value is not None:
-                raise Refused(422, f"{path} must be an object of {sorted(group)}, got {json_type(value)}.", path)
+                got = "a text" if isinstance(value, Part) else json_type(value)
+                raise Refused(422, f"{path} must be an object of {sorted(group)}, got {got}.", path)
 
     def _unknown(self, name: str, where: str, known: Collection[str]) -> Refused:
         path = f"{where}.{name[:60]}"

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from polymodal.errors import SpecError
+from polymodal.machine import processors
+
+Host = Annotated[str, Field(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[^\[\]\s/:@?#*]+)(:[0-9]+)?$")]
+"""A host's name or address, perhaps with a port; no URL, and no pattern of several."""
 
 
 class Place(BaseModel):
@@ -40,7 +44,8 @@ class Settings(BaseModel):
         workers: processes that answer; with more than one, another one stands before them.
         device: that the models run on.
         runtime: of the frozen backbones; ``auto`` measures which is fastest here.
-        threads: of one call of a runtime; as many as there are cores when not given.
+        threads: of one call of a runtime; a quarter of a worker's cores when not given, at least 1. Fewer threads serve
+            more calls beside one another.
         batch: rows that go through the model together at most.
         wait_ms: that a row waits for others which are being decoded.
         queue: rows that may wait; more are answered by 429.
@@ -49,11 +54,11 @@ class Settings(BaseModel):
         max_rows: of a request.
         max_pixels: of an image.
         max_seconds: of a sound.
-        token: that requests must carry as ``Authorization: Bearer TOKEN``.
+        token: that requests must carry as ``Authorization: Bearer TOKEN``; visible ASCII, as in a header.
         allow_hosts: names of hosts from which media may be fetched by URL.
         watch: seconds between two looks at the bundles' folders for a new version; 0 never looks.
         drain: seconds that a stopping server gives to what it has taken in.
-        page: whether ``/`` shows a page to try the model on.
+        page: whether ``/`` shows a page to try the model on, and ``/docs`` one to read the API on.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,8 +77,8 @@ class Settings(BaseModel):
     max_rows: int = Field(256, ge=1, le=100_000)
     max_pixels: int = Field(50_000_000, ge=1)
     max_seconds: float = Field(600.0, gt=0)
-    token: str | None = Field(None, min_length=8)
-    allow_hosts: tuple[str, ...] = ()
+    token: str | None = Field(None, min_length=8, pattern=r"^[!-~]([ -~]*[!-~])?$")
+    allow_hosts: tuple[Host, ...] = ()
     watch: float = Field(2.0, ge=0, le=3600)
     drain: float = Field(30.0, ge=0, le=3600)
     page: bool = True
@@ -84,6 +89,21 @@ class Settings(BaseModel):
         if len(set(names)) < len(names):
             raise ValueError(f"models must have names of their own, got {names}. Give them as name=folder.")
         return self
+
+    @property
+    def cores(self) -> int:
+        """Processors that each worker may use."""
+        return max(1, processors() // self.workers)
+
+    @property
+    def call_threads(self) -> int:
+        """Threads of one call of a runtime."""
+        return self.threads or max(1, self.cores // 4)
+
+    @property
+    def lanes(self) -> int:
+        """Batches that go through a model beside one another on CPUs."""
+        return max(1, self.cores // self.call_threads)
 
     @classmethod
     def make(cls, *bundles: str | Path, **options: Any) -> Self:
@@ -101,5 +121,5 @@ class Settings(BaseModel):
 def _told(fault: Any) -> str:
     """One fault in words; a token is never shown."""
     place = ".".join(map(str, fault["loc"])) or "models"
-    got = "" if place == "token" else f", got {fault['input']!r:.80}"
+    got = "" if place in ("token", "models") else f", got {fault['input']!r:.80}"
     return f"{place}: {fault['msg']}{got}."

@@ -15,6 +15,9 @@ from polymodal.server.errors import Refused
 DEPTH = 32
 """Levels of lists and objects in each other."""
 
+VALUES = 1_000_000
+"""Commas and opening brackets of a body; more values would hold up every other request while they are read."""
+
 _ESCAPED_HALF = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
@@ -22,8 +25,10 @@ def parse_json(body: bytes) -> Any:
     """Read JSON as RFC 8259 has it, in UTF-8: no NaN, no infinity, no key twice, no half of a surrogate pair.
 
     Raises:
-        Refused: 400; it is none, or lists and objects lie too deep in each other.
+        Refused: 400; it is none, or lists and objects lie too deep in each other. 413; it holds too many values.
     """
+    if len(body) > VALUES and sum(map(body.count, (b",", b"[", b"{"))) > VALUES:
+        raise Refused(413, f"JSON must have at most {VALUES} commas and opening brackets, got more. Send fewer rows.")
     try:
         value = _DECODER.decode(body.decode("utf-8"))
         if _ESCAPED_HALF.search(body):

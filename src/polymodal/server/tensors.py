@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, NonNegativeInt
 from polymodal.errors import DataError
 from polymodal.part import Task, VectorTask
 from polymodal.server.cells import SCALARS
-from polymodal.server.strict import parse_json
+from polymodal.server.strict import parse_json, short
 from polymodal.tasks.classify import label_text
 
 _WHOLE = {
@@ -119,7 +119,7 @@ def rows_of(tensor: Tensor) -> int:
         DataError: the shape is another one.
     """
     if len(tensor.shape) not in (1, 2) or tensor.shape[1:] not in ([], [1]):
-        raise DataError(f"{tensor.name} must have shape [B] or [B, 1], got {tensor.shape}.")
+        raise DataError(f"{tensor.name} must have shape [B] or [B, 1], got {short(tensor.shape)}.")
     return tensor.shape[0]
 
 

@@ -27,7 +27,6 @@ from polymodal.server.hosting import BACKLOG, Tell, run
 from polymodal.server.logs import Log
 from polymodal.server.metrics import Metrics
 from polymodal.server.models import Models
-from polymodal.server.served import cores
 from polymodal.server.settings import Settings
 
 
@@ -61,8 +60,7 @@ class Answering:
             tell: is told what a person should know once it answers.
             say: is told when it begins, and when it ceases, to take requests.
         """
-        if settings.threads is not None:
-            torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.call_threads)
         self._settings, self._address, self._tell, self._say = settings, address, tell, say or (lambda ready: None)
         self._metrics = metrics = Metrics()
         log = Log(on_drop=metrics.dropped.inc)
@@ -108,10 +106,8 @@ def main() -> int:
     def say(**words: Any) -> None:
         channel.sendall(json.dumps(words).encode() + b"\n")
 
-    threads = order.settings.threads or cores(order.settings.workers)
-    settings = order.settings.model_copy(update={"threads": threads})
     answering = Answering(
-        settings, order.address, lambda line: say(tell=line), lambda ready: say(ready=ready)
+        order.settings, order.address, lambda line: say(tell=line), lambda ready: say(ready=ready)
     )  # fmt: skip
     try:
         with socket.socket(socket.AF_UNIX) as listener:

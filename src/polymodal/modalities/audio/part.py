@@ -30,7 +30,7 @@ SPEECH = "speech-embedding"
 
 
 class Audio(Modality):
-    """Speech, noises, music: whatever FFmpeg decodes (WAV, FLAC, Ogg, MP3, M4A, the audio track of a video ...).
+    """Speech, noises, music: WAV, FLAC, Ogg, MP3, M4A, AAC, AIFF, WMA, the sound of a video and other common formats.
 
     Every sound becomes one channel at one rate. It is cleaned in the order of the options below.
 

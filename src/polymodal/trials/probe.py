@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import threading
 import time
@@ -15,12 +16,14 @@ from typing import Any
 import uvicorn
 
 from polymodal.errors import SpecError
+from polymodal.runtimes import Choice
 from polymodal.server.app import create_app
-from polymodal.server.ask import Request, Row, as_form, as_json, as_tensors
+from polymodal.server.logs import Log
 from polymodal.server.models import Models
 from polymodal.server.settings import Settings
 from polymodal.server.tensors import outputs, usual
 from polymodal.spec import Spec
+from polymodal.trials.ask import Request, Row, as_form, as_json, as_tensors
 
 NAME = "model"
 Answers = list[dict[str, dict[str, Any]]]
@@ -31,11 +34,11 @@ class Probe:
 
     Attributes:
         url: without a path.
-        models: of the server.
+        choice: the runtimes that it chose.
     """
 
-    def __init__(self, url: str, models: Models) -> None:
-        self.url, self.models = url, models
+    def __init__(self, url: str, choice: Choice) -> None:
+        self.url, self.choice = url, choice
 
     def protocols(self, spec: Spec) -> dict[str, Callable[[Sequence[Row]], Answers]]:
         """Every way to ask, by its name."""
@@ -89,9 +92,8 @@ def probe(folder: Path) -> Iterator[Probe]:
     """
     settings = Settings.make(f"{NAME}={folder}", port=0, watch=0, page=False, deadline=600.0)
     models = Models(settings)
-    server = uvicorn.Server(
-        uvicorn.Config(create_app(settings, models), host="127.0.0.1", port=0, log_config=None, access_log=False)
-    )
+    app = create_app(settings, models, log=Log(io.StringIO()))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -100,7 +102,7 @@ def probe(folder: Path) -> Iterator[Probe]:
                 raise SpecError(f"{folder} must be served, got a server that ended. Run `polymodal serve` to see why.")
             time.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
-        yield Probe(f"http://127.0.0.1:{port}", models)
+        yield Probe(f"http://127.0.0.1:{port}", models.find().choice)
     finally:
         server.should_exit = True
         thread.join()

@@ -22,10 +22,11 @@ from typing import Any
 from polymodal.bundle import Bundle
 from polymodal.errors import SpecError
 from polymodal.runtimes import choose
-from polymodal.server.agreement import Reference, tolerance_of
-from polymodal.server.ask import Request, best_form, made_up, table_rows
-from polymodal.server.load import LoadReport, ServerCost, run_load
+from polymodal.server.settings import Settings
 from polymodal.spec import Spec
+from polymodal.trials.agreement import Reference, tolerance_of
+from polymodal.trials.ask import Request, best_form, made_up, table_rows
+from polymodal.trials.load import LoadReport, ServerCost, run_load
 
 MOST = 256
 """Rows of a table that requests are made of."""
@@ -90,7 +91,8 @@ def load_test(
     requests = [best_form(row, i) for i, row in enumerate(rows)]
     options = ["--runtime", runtime, "--workers", str(workers)]
     with started(Path(target), options, token) as server:
-        choice = choose(bundle, runtime=runtime)  # as the server has just chosen and kept it
+        threads = Settings.make(target, workers=workers).call_threads
+        choice = choose(bundle, runtime=runtime, threads=threads)  # as the server has just chosen and kept it
         expected = replace(bundle, embedder=choice.embedder).predict(rows)
         reference = Reference(expected, tolerance_of(choice.names.values(), same=True))
         report = measure(server, requests, clients=clients, seconds=seconds, rate=rate, expect=reference, token=token)

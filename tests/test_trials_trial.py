@@ -10,7 +10,7 @@ import pytest
 
 import polymodal as pm
 import tiny
-from polymodal.server.trial import free_port, load_test, ready, started, usage
+from polymodal.trials.trial import free_port, load_test, ready, started, usage
 
 SERVER = """
 import http.server, subprocess, sys

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from polymodal.server.agreement import Difference, Reference
+from polymodal.trials.agreement import Difference, Reference
 
 P = {"a": 0.6, "b": 0.3, "c": 0.1}
 

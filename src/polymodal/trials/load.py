@@ -15,8 +15,8 @@ import aiohttp
 import numpy as np
 
 from polymodal.errors import SpecError
-from polymodal.server.agreement import Difference, Reference, finite
-from polymodal.server.ask import Request
+from polymodal.trials.agreement import Difference, Reference, finite
+from polymodal.trials.ask import Request
 
 PATIENCE = 60.0
 """Seconds after which a request without an answer counts as lost."""

@@ -9,10 +9,10 @@ import pytest
 
 import polymodal as pm
 import tiny
-from polymodal.server.ask import as_form, as_json, as_tensors, best_form, fields, made_up, table_rows
 from polymodal.server.requests import Intake
 from polymodal.server.settings import Settings
 from polymodal.server.tensors import usual
+from polymodal.trials.ask import as_form, as_json, as_tensors, best_form, fields, made_up, table_rows
 
 
 @pytest.fixture(scope="module")

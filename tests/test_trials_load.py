@@ -9,9 +9,9 @@ import pytest
 from aiohttp import web
 
 import polymodal as pm
-from polymodal.server.agreement import Reference
-from polymodal.server.ask import Request
-from polymodal.server.load import run_load
+from polymodal.trials.agreement import Reference
+from polymodal.trials.ask import Request
+from polymodal.trials.load import run_load
 
 ANSWER = {"label": {"class": "a", "probability": 0.75, "probabilities": {"a": 0.75, "b": 0.25}}}
 REQUESTS = [Request(json.dumps({"row": i}).encode(), "application/json", i) for i in range(3)]

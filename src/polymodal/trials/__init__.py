@@ -1,0 +1,1 @@
+"""Requests to a server, what they cost, and whether every answer is right."""
