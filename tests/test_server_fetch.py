@@ -141,7 +141,7 @@ def test_a_host_needs_its_port_where_it_is_not_the_usual_one(host, server):
     assert not server.asked
 
 
-@pytest.mark.parametrize("hosts", [(), ("other.example",), ("example",), ("*",), ("sub.example.org",), ("",)])
+@pytest.mark.parametrize("hosts", [(), ("other.example",), ("example",), ("sub.example.org",)])
 def test_other_hosts_are_refused(hosts, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", None)  # not even looked up
     with pytest.raises(DataError, match=r"on a host that this server fetches from, got example.org"):

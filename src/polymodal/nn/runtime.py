@@ -65,7 +65,10 @@ class _OnnxRuntime:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         content = str(graph) if isinstance(graph, Path) else graph
-        self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except _faults() as error:  # which are no RuntimeErrors
+            raise RuntimeError(f"ONNX Runtime refuses the graph: {error}") from error
         self.names = [node.name for node in self.session.get_inputs()]
         self.output = self.session.get_outputs()[0].name
 
@@ -183,7 +186,7 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
     if path.is_file():
         try:
             return Session(path, provider, threads, compiled)
-        except (*_faults(), OSError, RuntimeError):
+        except (OSError, RuntimeError):
             pass  # damaged: built anew below, where a fault of the runtime itself will show
     graph = _export(backbone, example)
     try:

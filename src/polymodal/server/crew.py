@@ -29,7 +29,7 @@ PAUSE, MOST_PAUSE = 0.5, 30.0
 LASTED = 60.0
 """Seconds after which an end is no sign that the next one will end likewise."""
 
-MEMORY = "/dev/shm"  # noqa: S108  (a folder of our own is made in it)
+MEMORY = "/dev/shm"
 """Where counts are kept if it can be written: a worker whose counts lie on a disk that fills up is killed."""
 
 LINE = 1 << 24

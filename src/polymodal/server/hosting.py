@@ -99,7 +99,7 @@ class Connection(HttpToolsProtocol):
         """Answer as if no other protocol had been asked for, and close then: the parser cannot tell what follows."""
         self.cycle.keep_alive = False
         if {b"content-length", b"transfer-encoding"} & {name for name, _ in self.headers}:
-            self.send_400_response("A request with a body must have no header Upgrade. Speak HTTP/1.1 only.")
+            self.send_400_response("A request with a body must have no header Upgrade. Leave it out.")
 
     def _expect(self) -> None:
         self._head, self._begun = 0, True
