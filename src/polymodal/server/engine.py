@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -83,6 +85,8 @@ class Engine:
         max_seconds: sounds that are longer are refused.
         embedder: of the bundle's backbones, in the runtimes of choice; the bundle's own if None.
         beside: idle threads in it embed the second input while the first one is being embedded; none if None.
+        lanes: calls of `answer` that there are cores for. While so many run, none takes a thread beside it: more
+            threads than cores cost more than they bring.
 
     Attributes:
         bundle: that answers.
@@ -97,9 +101,11 @@ class Engine:
         max_seconds: float,
         embedder: Embedder | None = None,
         beside: Executor | None = None,
+        lanes: int = 1,
     ) -> None:
         self.bundle, self.embedder = bundle, (embedder or bundle.embedder).without_store()
-        self.max_seconds, self.beside = max_seconds, beside
+        self.max_seconds, self.beside, self._lanes = max_seconds, beside, lanes
+        self._running, self._counting = 0, threading.Lock()
         self._parts = {name: _bounded(part, max_pixels) for name, part in bundle.spec.inputs.items()}
         self._slow = {name for name in self._parts if self.embedder.backbone(name) is not None}
         self._decode = _head(bundle)
@@ -141,7 +147,9 @@ class Engine:
         Returns:
             One answer per row, in order. A row without any input gets the answer that the model has for nothing.
         """
-        outputs, inputs = self.bundle.spec.outputs, self._inputs(rows)
+        outputs = self.bundle.spec.outputs
+        with self._counted():
+            inputs = self._inputs(rows)
         decoded = self._decode(inputs)
         found = {n: task.predict(decoded[n].cpu()) for n, task in outputs.items()}
         present = {name: x.present.tolist() for name, x in inputs.items()}
@@ -193,7 +201,7 @@ class Engine:
 
     def _together(self, jobs: Sequence[Callable[[], Found]]) -> list[Found]:
         """Do jobs, the first one here and the others beside it in threads that happen to be idle."""
-        if self.beside is None or len(jobs) < 2:
+        if self.beside is None or len(jobs) < 2 or self._running >= max(2, self._lanes):
             return [job() for job in jobs]
         others = [self.beside.submit(job) for job in jobs[1:]]
         try:
@@ -203,6 +211,17 @@ class Engine:
         finally:
             for other in others:
                 other.cancel()
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count a call while it embeds."""
+        with self._counting:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._counting:
+                self._running -= 1
 
     def _explanations(self, rows: Sequence[Row], inputs: Mapping[str, Masked]) -> dict[int, dict[str, Any]]:
         """Explanation by number, of the rows that asked for one."""

@@ -81,6 +81,7 @@ class Served:
             max_seconds=settings.max_seconds,
             embedder=self.choice.embedder,
             beside=decoders if cpu else None,
+            lanes=settings.lanes,
         )
         self.engine.warm()
         parts = self.bundle.spec.inputs.items()
