@@ -78,7 +78,7 @@ def test_arrays_lose_nothing(shape):
         ("data:image/png", "must have a comma"),
         ("foo://a/b.png", "known protocol, got foo://"),
         ("s3://bucket/a.png", "pip install s3fs"),
-        ("https://example.org/a.png", "pip install aiohttp"),
+        ("gs://bucket/a.png", "pip install gcsfs"),
         ("", "must be a path"),
         (3.5, "must be a path.*got 3.5"),
         (np.zeros((2, 2, 3)), "must be uint8 of shape"),
