@@ -10,7 +10,7 @@ import polymodal
 
 ROOT = Path(polymodal.__file__).parent
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors", "machine", "types", "values", "reading"),
+    ("disk", "errors", "machine", "types", "values", "reading"),
     ("metrics",),
     (
         "nn.weights",

@@ -1,5 +1,4 @@
 import importlib.util
-import os
 import threading
 import warnings
 
@@ -107,27 +106,6 @@ def test_folder_that_cannot_be_written_warns_once(words, tmp_path):
         warnings.simplefilter("error")
         accelerate(words, blocked / "cache", x)
     torch.testing.assert_close(fast(x).values, words(x).values.detach(), atol=1e-5, rtol=0)
-
-
-def test_write_is_whole_or_not_at_all(tmp_path, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="No space"):
-        runtime._write(tmp_path / "a.onnx", b"content")
-    assert not list(tmp_path.iterdir())
-
-
-def test_two_exports_at_once(words, tmp_path):
-    contents = [bytes([i]) * 200_000 for i in range(4)]
-    jobs = [threading.Thread(target=runtime._write, args=(tmp_path / "a.onnx", c)) for c in contents]
-    for job in jobs:
-        job.start()
-    for job in jobs:
-        job.join()
-    assert (tmp_path / "a.onnx").read_bytes() in contents
-    assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_backbone_that_brings_its_graph_is_not_exported(words, tmp_path, monkeypatch):

@@ -261,6 +261,21 @@ def test_what_no_idle_thread_begins_is_embedded_here(pretrained):
     close(answers[0].prediction, pretrained.predict([row])[0])
 
 
+@pytest.mark.parametrize(("lanes", "beside"), [(1, 1), (2, 0), (3, 1)])
+def test_no_thread_is_taken_beside_where_the_other_lanes_need_the_cores(pretrained, lanes, beside, monkeypatch):
+    with ThreadPoolExecutor(1) as pool:
+        taken, submit = [], pool.submit
+        monkeypatch.setattr(pool, "submit", lambda job: taken.append(job) or submit(job))
+        served = engine(pretrained, beside=pool, lanes=lanes)
+        row = served.read({"text": "old iron bridge", "image": tiny.picture(3)})
+        served.answer([row])
+        assert len(taken) == 1  # nothing else is running
+        if lanes > 1:
+            with served._counted():  # as another lane does
+                served.answer([row])
+            assert len(taken) == 1 + beside
+
+
 def test_threads_may_read_and_answer_at_once(bundle):
     served, rows = engine(bundle), mixed(16)
     wanted = bundle.predict(rows)

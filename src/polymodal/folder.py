@@ -19,6 +19,7 @@ from torch import Tensor
 
 from polymodal import __version__
 from polymodal.card import card
+from polymodal.disk import swap
 from polymodal.errors import BundleError, PolymodalError
 from polymodal.int8 import FOLDER, Held, Note, read_int8, write_int8
 from polymodal.nn.adapt import Adapter
@@ -72,7 +73,7 @@ class Content:
             self._fill(beside)
             if copy_backbones is not None:
                 copy_backbones(beside / "backbones")
-            _swap(beside, path)
+            swap(beside, path)
         except OSError as error:
             raise BundleError(
                 f"{path} could not be written: {error.strerror or error}. Nothing there was changed."
@@ -132,7 +133,7 @@ def put_int8(path: Path, note: Note, graphs: Mapping[str, bytes]) -> None:
     try:
         shutil.rmtree(beside, ignore_errors=True)
         write_int8(beside, note, graphs)
-        _swap(beside, path / FOLDER)
+        swap(beside, path / FOLDER)
     except OSError as error:
         raise BundleError(f"{path} could not be written: {error.strerror or error}. Nothing was changed.") from error
     finally:
@@ -160,22 +161,6 @@ def check_place(path: str | Path) -> Path:
     if not os.access(home, os.W_OK | os.X_OK):
         raise BundleError(f"{home} must be a folder that can be written to, got one that cannot. Choose another place.")
     return path
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put a finished folder in the place of what is there."""
-    old = new.with_name(f".{path.name}.{os.getpid()}.old")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    had = path.exists()
-    if had:
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        if had:
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:

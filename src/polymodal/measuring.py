@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 import warnings
 from functools import cache
 from importlib import metadata
@@ -20,6 +18,7 @@ from polymodal import __version__
 from polymodal.bundle import Bundle
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import cache_folder
+from polymodal.disk import write_whole
 from polymodal.nn.provider import INT8, Runtime, exact, installed
 from polymodal.nn.race import CLOCKS, Run, race, stretched
 from polymodal.types import Masked
@@ -223,16 +222,9 @@ def _read(file: Path) -> Kept | None:
 
 def _write(file: Path, kept: Kept) -> None:
     """Remember, as a whole or not at all."""
-    name = None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".tmp-")
-        with os.fdopen(handle, "w", encoding="utf-8") as sink:
-            sink.write(kept.model_dump_json())
-        os.replace(name, file)
+        write_whole(file, kept.model_dump_json().encode())
     except OSError as error:
-        if name is not None:
-            Path(name).unlink(missing_ok=True)
         _warn_once(file.parent, error.strerror or str(error))
 
 

@@ -19,6 +19,7 @@ import torch
 from polymodal.bundle import Bundle
 from polymodal.data.source import Source
 from polymodal.data.table import Table
+from polymodal.disk import swap
 from polymodal.errors import BundleError, SpecError, suggest
 from polymodal.exporting.compare import compare, compare_tokens, exported_inputs, refuse
 from polymodal.exporting.words import about, readme
@@ -94,7 +95,7 @@ def export(bundle: Bundle, folder: str | Path, *, to: str = "onnx", table: Any =
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         compared = _fill(beside, bundle, rows)
-        _swap(beside, path)
+        swap(beside, path)
     except OSError as error:
         raise BundleError(f"{path} could not be written: {error.strerror or error}. Choose another place.") from error
     finally:
@@ -187,21 +188,6 @@ def _file_name(name: str, taken: set[Path], folder: Path) -> str:
     while folder / f"{label}-backbone.onnx" in taken:
         label += "_"
     return label
-
-
-def _swap(new: Path, path: Path) -> None:
-    """Put a finished folder in the place of what is there."""
-    old = path.with_name(f".{path.name}.{os.getpid()}.old")
-    had = path.exists()
-    if had:
-        os.replace(path, old)
-    try:
-        os.replace(new, path)
-    except OSError:
-        if had:
-            os.replace(old, path)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _checked(path: Path) -> Path:

@@ -6,7 +6,6 @@ import copy
 import io
 import os
 import shutil
-import tempfile
 import threading
 import warnings
 from functools import cache
@@ -16,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from polymodal.disk import write_whole
 from polymodal.errors import SpecError
 from polymodal.machine import processors
 from polymodal.nn.backbone import Backbone
@@ -190,7 +190,7 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
             pass  # damaged: built anew below, where a fault of the runtime itself will show
     graph = _export(backbone, example)
     try:
-        _write(path, graph)
+        write_whole(path, graph)
     except OSError as error:
         _warn_once(folder, error.strerror or str(error))
         return Session(graph, provider, threads)
@@ -246,19 +246,6 @@ def _export(backbone: Backbone, example: Masked) -> bytes:
             dynamo=False,
         )
     return file.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, also while other processes write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".onnx")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @cache

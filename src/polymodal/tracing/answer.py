@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,6 +17,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as faults  # pyright: ig
 from torch import Tensor
 
 from polymodal import __version__
+from polymodal.disk import write_whole
 from polymodal.errors import DataError, SpecError
 from polymodal.model import Model
 from polymodal.tracing.graph import OPSET, Port, refused, trace_on
@@ -56,7 +55,7 @@ def answerer(model: Model, folder: Path) -> Answerer:
     graph = trace_on(own, samples).graph
     found = verified(graph, own, samples)
     try:
-        _write(path, graph)
+        write_whole(path, graph)
     except OSError as error:
         warnings.warn(
             f"{folder}: must be writable, got {error.strerror or error}. The model's graph stays in memory and is "
@@ -155,16 +154,3 @@ def _key(model: Model) -> str:
         made.update(name.encode())
         made.update(tensor.detach().cpu().contiguous().numpy())
     return made.hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file as a whole or not at all, also while other processes write the same one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".tmp-", suffix=".onnx")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        Path(name).unlink(missing_ok=True)
-        raise
