@@ -13,6 +13,7 @@ from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
 from polymodal.data.loader import Prepared, prepare
+from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
 from polymodal.errors import BundleError, DataError, SpecError
@@ -23,7 +24,7 @@ from polymodal.model import Model
 from polymodal.nn import weights
 from polymodal.nn.adapt import Adapter, adapted
 from polymodal.nn.backbone import Backbone
-from polymodal.predictions import Predictions
+from polymodal.predictions import Predictions, by_row
 from polymodal.spec import Spec
 
 if TYPE_CHECKING:
@@ -107,11 +108,14 @@ class Bundle:
             first=first,
         )  # fmt: skip
         predictions.reports.append(prepared.report)
+        values = {
+            name: list(Source(name, self.spec.inputs[name], chunk, allow_paths, first)) for name in self.spec.about
+        }
         for rows in torch.arange(len(prepared)).split(BATCH):
             batch = prepared.batch(rows).to(self.device)
             decoded = self.model.answer(batch.inputs).decoded
-            answers = {n: task.predict(decoded[n].cpu()) for n, task in self.spec.outputs.items()}
-            predictions += [dict(zip(answers, row, strict=True)) for row in zip(*answers.values(), strict=True)]
+            some = {name: [read[i] for i in rows.tolist()] for name, read in values.items()}
+            predictions += by_row(self.spec, {n: output.cpu() for n, output in decoded.items()}, some)
             present = {name: x.present.tolist() for name, x in batch.inputs.items()}
             predictions.absent += [[name for name in present if not present[name][i]] for i in range(len(rows))]
         return prepared

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -77,7 +76,7 @@ def answers(
             outputs[n].append(output.cpu())
             targets[n].append(batch.targets[n].to("cpu"))
     return Answers(
-        {n: torch.cat(parts) for n, parts in outputs.items() if parts},
+        {n: model.spec.outputs[n].join(parts) for n, parts in outputs.items() if parts},
         {n: Masked.join(parts) for n, parts in targets.items() if parts},
     )
 
@@ -121,15 +120,10 @@ def evaluate(model: Model, prepared: Prepared, device: torch.device, seed: int =
 def intervals(task: Task, output: Tensor, target: Masked, seed: int = 0) -> dict[str, list[float]]:
     """Bootstrap interval (95 %) of the headline score over labelled rows; empty where none can be given."""
     rows = target.present.nonzero().flatten().numpy()
-    headline = next(iter(task.metrics(output, target)), None)
-    if headline is None or len(rows) < 2:
+    name, score = next(iter(task.metrics(output, target)), None), task.headline(output, target)
+    if name is None or score is None or len(rows) < 2:
         return {}
-
-    def resampled(pick: np.ndarray) -> float:
-        chosen = torch.as_tensor(rows[pick])
-        return task.metrics(output[chosen], target[chosen]).get(headline, float("nan"))
-
-    return {headline: list(bootstrap(resampled, len(rows), repeats=REPEATS, seed=seed))}
+    return {name: list(bootstrap(lambda pick: score(rows[pick]), len(rows), repeats=REPEATS, seed=seed))}
 
 
 def _block(name: str, task: Mapping[str, Any], rows: int) -> str:

@@ -62,8 +62,11 @@ def inspect(
         report.inputs[name] = Survey(Source(name, part, table), progress).run()
         if strict:
             report.refuse_broken()
-    for name, task in spec.outputs.items() if spec else ():
-        read_targets(name, task.fit(target_values(name, task, table)), table, report)
+    if spec is not None:
+        tasks = {name: task.fit(target_values(name, spec, table)) for name, task in spec.outputs.items()}
+        fitted = spec.model_copy(update={"outputs": tasks})
+        for name in tasks:
+            read_targets(name, fitted, table, report)
     named = {column for name, part in parts.items() for column in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named and column not in targets)
     return Inspection(guesses, spec, report)

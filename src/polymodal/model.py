@@ -71,7 +71,9 @@ class Model(nn.Module):
         self.encoders = Named({name: self._encoder(name) for name in self.names})
         self.fusion = spec.fusion.build(self.names, spec.dim)
         self.heads = Named({} if spec.fusion.late else {n: task.head(spec.dim) for n, task in tasks.items()})
-        self.single = Named({n: Named({name: t.head(spec.dim) for name in self.names}) for n, t in tasks.items()})
+        self.single = Named(
+            {n: Named({name: t.head(spec.dim) for name in self.names if t.asks(name)}) for n, t in tasks.items()}
+        )
         vector = {n: task for n, task in tasks.items() if isinstance(task, VectorTask)}
         labels = [ALL, *self.names] if len(self.names) > 1 else [ALL]
         self.linear = Named(
@@ -207,7 +209,7 @@ class Model(nn.Module):
 
     def _single(self, task: str, encoded: Mapping[str, Masked]) -> dict[str, Tensor]:
         heads = self.single[task]
-        return {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items()}
+        return {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items() if name in heads.names}
 
     def _varied(self, x: Masked) -> Masked:
         plan = self.spec.training.manifold
@@ -225,7 +227,8 @@ class Model(nn.Module):
         if fused.weights is not None and self.spec.fusion.late:
             return self.vector_task(n).mix(self.votes(n, single), fused.weights[:, self._columns(single)])
         if not isinstance(task, VectorTask):
-            return self.heads[n](fused)
+            seen = Fused(fused.pooled, dict(encoded)) if task.unfused else fused
+            return task.combine(self.heads[n](seen), single)
         present = torch.stack([x.present for x in encoded.values()], 1)
         share = present / present.sum(1, keepdim=True).clamp(min=1)
         own = (torch.stack(list(single.values()), 1) * share[..., None]).sum(1)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
@@ -67,10 +69,12 @@ class Modality(Part):
         media: True if a cell is a path, URL, data URL or bytes, which reaches `read` as bytes; False if
             a cell reaches `read` as it stands in the table.
         spans: True if a cell is made of several columns and reaches `read` as {column: value or None}.
+        worded: True if a value is a `Sentence`, and each token stands for one of its words, in order.
     """
 
     media: ClassVar[bool] = False
     spans: ClassVar[bool] = False
+    worded: ClassVar[bool] = False
     column: str | None = None
 
     def columns(self, name: str) -> tuple[str, ...]:
@@ -168,6 +172,13 @@ class Fusion(Part):
         """
 
 
+class Labelled(NamedTuple):
+    """A raw target of a task that is `about` an input, beside what that input's modality read in the same row."""
+
+    label: Any
+    value: Any
+
+
 class Task(Part):
     """One kind of output: its target, head, loss, prediction and metrics.
 
@@ -176,15 +187,32 @@ class Task(Part):
         weight: factor of this task's loss in the sum over tasks.
     """
 
-    dense: ClassVar[bool] = False
-    """True where the task answers for every token, so that inputs keep theirs."""
+    unfused: ClassVar[bool] = False
+    """True where the head takes the inputs' tokens as they are encoded, before they have seen one another."""
 
     column: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 
+    @property
+    def about(self) -> str | None:
+        """The input whose tokens are answered for, one by one; None for a task that answers for the whole row."""
+        return None
+
     def columns(self, name: str) -> tuple[str, ...]:
-        """The table's columns that a task called ``name`` learns."""
+        """The table's columns that a task called ``name`` learns; none for a task that learns from the inputs alone."""
         return (self.column or name,)
+
+    def within(self, inputs: Mapping[str, Modality]) -> Self:
+        """A copy that knows which inputs it stands beside. A spec calls this once for each of its tasks.
+
+        Raises:
+            ValueError: they are not what the task needs.
+        """
+        return self
+
+    def asks(self, name: str) -> bool:
+        """Whether an input by itself can answer, by a head of its own."""
+        return True
 
     @abstractmethod
     def fit(self, values: Sequence[Any | None]) -> Self:
@@ -194,6 +222,10 @@ class Task(Part):
     def collate(self, values: Sequence[Any | None]) -> Masked:
         """Raw targets -> (B, K). None is unlabelled and is left out of loss and metrics.
 
+        Args:
+            values: cells; {column: cell} for a task of several columns; row numbers for a task of none; `Labelled`
+                for a task that is about an input.
+
         Raises:
             DataError: a value is no target of this task.
         """
@@ -201,6 +233,14 @@ class Task(Part):
     @abstractmethod
     def head(self, dim: int) -> nn.Module:
         """A module from `Fused` to this task's raw output, a tensor that starts with B."""
+
+    def combine(self, output: Tensor, own: Mapping[str, Tensor]) -> Tensor:
+        """The raw output of all inputs together with those of their own heads, for a task without `VectorTask.mix`."""
+        return output
+
+    def join(self, outputs: Sequence[Tensor]) -> Tensor:
+        """Raw outputs of several batches as one; a task whose outputs differ in length pads them."""
+        return torch.cat(list(outputs))
 
     @abstractmethod
     def loss(self, output: Tensor, target: Masked) -> Tensor:
@@ -210,9 +250,28 @@ class Task(Part):
     def predict(self, output: Tensor) -> list[dict[str, Any]]:
         """One JSON-able mapping per sample, with certainty."""
 
+    def locate(self, answer: dict[str, Any], value: Any | None) -> dict[str, Any]:
+        """The answer for a row, once it is known what was read of the input that it is `about`; None where absent."""
+        return answer
+
     @abstractmethod
     def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
         """The field's scores over labelled samples. The first is the task's headline score."""
+
+    def headline(self, output: Tensor, target: Masked) -> Callable[[np.ndarray], float] | None:
+        """The headline score of any choice of rows by their numbers, for resampling; None where it has none.
+
+        Override it where a score of many rows can be put together from what is computed once.
+        """
+        name = next(iter(self.metrics(output, target)), None)
+        if name is None:
+            return None
+
+        def score(rows: np.ndarray) -> float:
+            chosen = torch.as_tensor(rows)
+            return self.metrics(output[chosen], target[chosen]).get(name, math.nan)
+
+        return score
 
     def balance(self, target: Masked) -> dict[str, int]:
         """How many labelled samples each class has; empty where a task has no classes."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from polymodal.data.clean import DataReport, merged
+from polymodal.spec import Spec
 
 
 class Predictions(list[dict[str, dict[str, Any]]]):
@@ -53,6 +56,23 @@ class Predictions(list[dict[str, dict[str, Any]]]):
             told = [json.dumps(row, ensure_ascii=False) for row in self.explanations]
             columns |= {_free("explanation", columns, "_inputs"): told}
         return columns
+
+
+def by_row(spec: Spec, decoded: Mapping[str, Tensor], values: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """What the tasks say of each row.
+
+    Args:
+        spec: fitted.
+        decoded: task name -> raw output of every row, on the CPU.
+        values: input name -> what was read in each row, None where absent, for every input that a task is about.
+    """
+    found = {}
+    for n, task in spec.outputs.items():
+        answers = task.predict(decoded[n])
+        if task.about is not None:
+            answers = [task.locate(answer, value) for answer, value in zip(answers, values[task.about], strict=True)]
+        found[n] = answers
+    return [dict(zip(found, row, strict=True)) for row in zip(*found.values(), strict=True)]
 
 
 def _free(label: str, columns: Container[str], longer: str = "_") -> str:

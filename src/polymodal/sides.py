@@ -105,7 +105,7 @@ class Tables:
         step = {name: i for i, name in enumerate((*spec.inputs, *spec.outputs))}
         return spec.fit(
             lambda name: Source(name, spec.inputs[name], train),
-            lambda name: target_values(name, spec.outputs[name], train),
+            lambda name: target_values(name, spec, train),
             lambda name: progress("fit parts", step[name], len(step)),
         )
 

@@ -8,7 +8,16 @@ from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, SerializeAsAny, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
 from polymodal.errors import SpecError, suggest
@@ -48,6 +57,22 @@ class Spec(Settings):
     data: Data | None = None
     seed: int = Field(default=0, ge=0)
     version: int = Field(default=VERSION, ge=1)
+
+    @field_validator("outputs")
+    @classmethod
+    def _within(cls, outputs: dict[str, Task], info: ValidationInfo) -> dict[str, Task]:
+        """Tell the tasks what inputs there are."""
+        inputs, found, faults = info.data.get("inputs"), dict[str, Task](), list[str]()
+        if inputs is None:
+            return outputs
+        for name, task in outputs.items():
+            try:
+                found[name] = task.within(inputs)
+            except ValueError as error:
+                faults.append(f"{name}: {error}")
+        if faults:
+            raise ValueError("\n".join(faults))
+        return found
 
     @model_validator(mode="after")
     def _columns_and_version(self) -> Self:
@@ -105,9 +130,17 @@ class Spec(Settings):
     @property
     def summarised(self) -> tuple[str, ...]:
         """Inputs that reach the model as their backbone's summary, since nothing asks for their tokens."""
-        if self.fusion.deep or any(task.dense for task in self.outputs.values()):
+        if self.fusion.deep:
             return ()
-        return tuple(name for name, part in self.inputs.items() if part.backbone() is not None)
+        return tuple(
+            name for name, part in self.inputs.items() if name not in self.about and part.backbone() is not None
+        )
+
+    @property
+    def about(self) -> tuple[str, ...]:
+        """Inputs whose tokens a task answers for."""
+        named = {task.about for task in self.outputs.values()}
+        return tuple(name for name in self.inputs if name in named)
 
     @classmethod
     def parse(cls, value: Spec | Mapping[str, Any] | str | Path) -> Spec:

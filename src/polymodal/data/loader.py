@@ -16,9 +16,10 @@ from polymodal.data.gather import Gathering, Progress, Rows, silent
 from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.errors import DataError
-from polymodal.part import Reading, Task
+from polymodal.part import Labelled, Reading, Task
 from polymodal.spec import Spec
 from polymodal.types import Batch, Masked
+from polymodal.values import is_missing
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +119,7 @@ def prepare(
         report.inputs[name] = gathered.report
         if strict:
             report.refuse_broken()
-    labels = {n: read_targets(n, task, table, report) for n, task in spec.outputs.items()} if targets else {}
+    labels = {n: read_targets(n, spec, table, report) for n in spec.outputs} if targets else {}
     if strict:
         report.refuse_broken()
     named = {c for name, part in (*spec.inputs.items(), *spec.outputs.items()) for c in part.columns(name)}
@@ -127,22 +128,30 @@ def prepare(
     return Prepared(inputs, labels, report, digests, torch.arange(len(table)), live)
 
 
-def target_values(name: str, task: Task, table: Table) -> list[Any]:
-    """A task's raw targets: cells, or {column: cell} where it learns several columns.
+def target_values(name: str, spec: Spec, table: Table) -> list[Any]:
+    """A task's raw targets, as `Task.collate` takes them.
 
     Raises:
         DataError: the table has no such column.
     """
+    task = spec.outputs[name]
     columns = task.columns(name)
     for column in columns:
         table.column(column)
-    if len(columns) == 1:
-        return list(table.column(columns[0]))
+    if not columns:
+        return list(range(len(table)))
     lists = [list(table.column(column)) for column in columns]
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*lists, strict=True)]
+    cells = (
+        lists[0] if len(columns) == 1 else [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+    )
+    if task.about is None:
+        return cells
+    values = Source(task.about, spec.inputs[task.about], table)
+    pairs = zip(cells, values, strict=True)
+    return [None if is_missing(cell) or value is None else Labelled(cell, value) for cell, value in pairs]
 
 
-def read_targets(name: str, task: Task, table: Table, report: DataReport) -> Masked:
+def read_targets(name: str, spec: Spec, table: Table, report: DataReport) -> Masked:
     """Collate a fitted task's targets and put them in the report.
 
     A target that the task does not know (a class that no training row has) counts as unlabelled, and is reported.
@@ -150,7 +159,7 @@ def read_targets(name: str, task: Task, table: Table, report: DataReport) -> Mas
     Raises:
         DataError: the table has no such column, or no target at all is one of this task.
     """
-    values, refused = target_values(name, task, table), list[str]()
+    task, values, refused = spec.outputs[name], target_values(name, spec, table), list[str]()
     try:
         target = task.collate(values)
     except DataError:

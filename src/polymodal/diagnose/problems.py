@@ -59,8 +59,8 @@ def problems(
         notes.append(f"near copies: sought along {neighbours.DIRECTIONS} random directions, which may miss a few")
     full = answers(model, prepared, device)
     found: dict[str, Any] = {"worst": {}, "labels": {}, "conflicts": [], "leakage": [], "slices": {}, "notes": notes}
-    for name, task in model.spec.outputs.items():
-        answered = Answered.of(name, task, full, prepared, table)
+    for name in model.spec.outputs:
+        answered = Answered.of(name, model.spec, full, prepared, table)
         found["worst"][name] = worst(model, prepared, answered, device)
         found["labels"][name] = label_errors(answered, seed)
         found["conflicts"] += neighbours.conflicts(seen, answered, prepared)

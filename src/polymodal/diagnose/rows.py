@@ -14,7 +14,8 @@ from torch import Tensor
 from polymodal.data.loader import Prepared, target_values
 from polymodal.data.table import Table
 from polymodal.evaluate import Answers
-from polymodal.part import Task
+from polymodal.part import Labelled, Task
+from polymodal.spec import Spec
 from polymodal.tasks.classify import Classify, label_text
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
@@ -48,13 +49,22 @@ class Answered:
     given: Sequence[Any]
 
     @classmethod
-    def of(cls, name: str, task: Task, answers: Answers, prepared: Prepared, table: Table) -> Self:
+    def of(cls, name: str, spec: Spec, answers: Answers, prepared: Prepared, table: Table) -> Self:
         """Take the labelled rows out of a whole table's answers."""
         labelled = answers.targets[name].present
         place = labelled.nonzero().flatten().numpy()
         rows = prepared.rows.numpy()[place]
-        given = target_values(name, task, table.select(rows))
-        return cls(name, task, place, rows, answers.outputs[name][labelled], answers.targets[name][labelled], given)
+        found = target_values(name, spec, table.select(rows))
+        given = [cell.label if isinstance(cell, Labelled) else cell for cell in found]
+        return cls(
+            name,
+            spec.outputs[name],
+            place,
+            rows,
+            answers.outputs[name][labelled],
+            answers.targets[name][labelled],
+            given,
+        )
 
     def __len__(self) -> int:
         """Return how many rows are labelled."""

@@ -190,4 +190,5 @@ def measure(
         means[label] = float((losses * counts).sum() / counts.sum().clamp(min=1))
     if scored is None:
         return means, {}
-    return means, model.spec.outputs[scored].metrics(torch.cat(outputs), Masked.join(targets))
+    task = model.spec.outputs[scored]
+    return means, task.metrics(task.join(outputs), Masked.join(targets))

@@ -23,6 +23,7 @@ from polymodal.data.source import read_cell
 from polymodal.errors import DataError, SpecError
 from polymodal.explain.rows import Answering, Game, explain_batch
 from polymodal.part import Modality
+from polymodal.predictions import by_row
 from polymodal.tracing import answerer
 from polymodal.types import Batch, Masked
 
@@ -147,16 +148,17 @@ class Engine:
         Returns:
             One answer per row, in order. A row without any input gets the answer that the model has for nothing.
         """
-        outputs = self.bundle.spec.outputs
+        spec = self.bundle.spec
         with self._counted():
             inputs = self._inputs(rows)
         decoded = self._decode(inputs)
-        found = {n: task.predict(decoded[n].cpu()) for n, task in outputs.items()}
+        values = {name: [row.values.get(name) for row in rows] for name in spec.about}
+        found = by_row(spec, {n: output.cpu() for n, output in decoded.items()}, values)
         present = {name: x.present.tolist() for name, x in inputs.items()}
         told = self._explanations(rows, inputs)
         return [
             Answer(
-                {n: answers[i] for n, answers in found.items()},
+                found[i],
                 [name for name in self._parts if name not in present or not present[name][i]],
                 row.broken,
                 row.repairs,
