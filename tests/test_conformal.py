@@ -9,10 +9,10 @@ import torch
 from pydantic import ValidationError
 
 import polymodal as pm
-from polymodal.part import Task
 from polymodal.report.page import page
 from polymodal.report.scores import task_section
 from polymodal.report.words import promises
+from polymodal.task import Task
 from polymodal.tasks import Classify, Multilabel, Regress
 from polymodal.types import Masked
 

@@ -19,7 +19,8 @@ import polymodal.spec
 import radar
 from polymodal.errors import SpecError
 from polymodal.model import summary_width
-from polymodal.part import Fusion, Modality, Task, VectorTask
+from polymodal.part import Fusion, Modality
+from polymodal.task import Task, VectorTask
 from polymodal.types import Fused, Masked
 
 DIM = 16

@@ -11,7 +11,7 @@ from polymodal.diagnose import scores as module
 from polymodal.diagnose.scores import Scorer, choose_metrics, difference, interval, scored
 from polymodal.diagnose.weighing import rules
 from polymodal.errors import SpecError
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

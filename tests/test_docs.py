@@ -25,9 +25,10 @@ from PIL import Image
 
 import polymodal as pm
 from polymodal import cli
-from polymodal.part import Fusion, Modality, Part, Task
+from polymodal.part import Fusion, Modality, Part
 from polymodal.settings import Alignment, Data, Manifold, Split, Training
 from polymodal.spec import Spec
+from polymodal.task import Task
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

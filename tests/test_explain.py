@@ -23,7 +23,7 @@ from polymodal.modalities.audio import Audio
 from polymodal.modalities.image import Image
 from polymodal.modalities.text import Text
 from polymodal.modalities.text.pieces import MOST
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

@@ -31,6 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("nn.fuse", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
     ("nn.hub", "nn.quantise", "nn.worded"),
     ("part",),
+    ("task",),
     ("modalities", "fusions", "tasks"),
     ("settings",),
     ("spec",),

@@ -6,8 +6,8 @@ from torch import nn
 
 import toys
 from polymodal.model import ALL, Mixing, Model, summary_width
-from polymodal.part import Task
 from polymodal.spec import Spec
+from polymodal.task import Task
 from polymodal.types import Masked
 
 NAMES = ("a", "b", "c")

@@ -18,8 +18,8 @@ from polymodal.diagnose.problems import problems
 from polymodal.diagnose.rows import Answered, comparable, contradict, plain, quarters
 from polymodal.evaluate import answers
 from polymodal.model import Model
-from polymodal.part import Task
 from polymodal.spec import Spec
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

@@ -9,7 +9,7 @@ from polymodal.data.table import Table
 from polymodal.diagnose import slices as module
 from polymodal.diagnose.rows import Answered, RowScores, row_scores
 from polymodal.diagnose.slices import benjamini_hochberg, by_column, by_presence, chances, fisher, slices
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from polymodal.errors import DataError, SpecError
 from polymodal.nn.optimise import minimise
-from polymodal.part import Task, VectorTask
+from polymodal.task import Task, VectorTask
 from polymodal.tasks import Classify, Multilabel, Regress
 from polymodal.types import Fused, Masked
 

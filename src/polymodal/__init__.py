@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from polymodal.part import Fusion as Fusion
     from polymodal.part import Modality as Modality
     from polymodal.part import Reading as Reading
-    from polymodal.part import Task as Task
-    from polymodal.part import VectorTask as VectorTask
     from polymodal.quantising import Quantisation as Quantisation
     from polymodal.quantising import quantise as quantise
     from polymodal.ranks import Ranks as Ranks
@@ -45,6 +43,8 @@ if TYPE_CHECKING:
     from polymodal.searching.run import search as search
     from polymodal.serving import serve as serve
     from polymodal.spec import Spec as Spec
+    from polymodal.task import Task as Task
+    from polymodal.task import VectorTask as VectorTask
     from polymodal.tracking import Tracker as Tracker
     from polymodal.trials.load import LoadReport as LoadReport
     from polymodal.trials.trial import load_test as load_test
@@ -89,8 +89,8 @@ _HOMES = {
     "Fusion": "part",
     "Modality": "part",
     "Reading": "part",
-    "Task": "part",
-    "VectorTask": "part",
+    "Task": "task",
+    "VectorTask": "task",
     "Ranks": "ranks",
     "save_page": "report.page",
     "Spec": "spec",

@@ -14,7 +14,7 @@ from polymodal.data.loader import Prepared
 from polymodal.model import ALL, Model
 from polymodal.nn.linear import Linear
 from polymodal.nn.optimise import minimise
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 from polymodal.types import Masked
 
 STRENGTHS = (3e-3, 1e-3, 3e-4, 1e-4)

@@ -13,7 +13,7 @@ from torch import Tensor
 from polymodal.data.loader import Prepared
 from polymodal.metrics import bootstrap
 from polymodal.model import ALL, Model
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.types import Batch, Masked
 
 BATCH = 256

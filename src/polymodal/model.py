@@ -12,8 +12,9 @@ from polymodal.nn.align import Alignment
 from polymodal.nn.blocks import Named, SummaryEncoder
 from polymodal.nn.linear import Linear
 from polymodal.nn.manifold import vary
-from polymodal.part import Modality, VectorTask
+from polymodal.part import Modality
 from polymodal.spec import Spec
+from polymodal.task import VectorTask
 from polymodal.types import Batch, Fused, Masked, Outputs, tracing
 
 ALL = "all inputs"

@@ -22,8 +22,9 @@ from pydantic import (
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
-from polymodal.part import Fusion, Modality, Task, VectorTask
+from polymodal.part import Fusion, Modality
 from polymodal.settings import LOSS_METHODS, Alignment, Data, Settings, Split, Training
+from polymodal.task import Task, VectorTask
 from polymodal.tasks import Classify, Regress
 
 VERSION = 1

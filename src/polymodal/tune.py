@@ -11,7 +11,7 @@ from polymodal.fusions.vote import Vote, VoteFusion
 from polymodal.model import ALL, Model
 from polymodal.nn.fuse import present_softmax
 from polymodal.nn.optimise import minimise
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 from polymodal.types import Masked
 
 STEPS = 50

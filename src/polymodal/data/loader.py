@@ -16,8 +16,9 @@ from polymodal.data.gather import Gathering, Progress, Rows, silent
 from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.errors import DataError
-from polymodal.part import Labelled, Reading, Task
+from polymodal.part import Reading
 from polymodal.spec import Spec
+from polymodal.task import Labelled, Task
 from polymodal.types import Batch, Masked
 from polymodal.values import is_missing
 

@@ -15,7 +15,7 @@ from polymodal.diagnose.scores import Scorer
 from polymodal.evaluate import answers
 from polymodal.model import ALL, Model
 from polymodal.nn.optimise import minimise
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 from polymodal.types import Batch, Masked
 
 Array = NDArray[Any]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polymodal.diagnose.rows import Answered
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

@@ -14,8 +14,8 @@ from torch import Tensor
 from polymodal.data.loader import Prepared, target_values
 from polymodal.data.table import Table
 from polymodal.evaluate import Answers
-from polymodal.part import Labelled, Task
 from polymodal.spec import Spec
+from polymodal.task import Labelled, Task
 from polymodal.tasks.classify import Classify, label_text
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

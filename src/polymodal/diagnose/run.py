@@ -28,7 +28,7 @@ from polymodal.diagnose.words import block
 from polymodal.errors import DataError, SpecError
 from polymodal.evaluate import answers
 from polymodal.model import Model
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 
 Array = NDArray[Any]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from polymodal.diagnose.weighing import rules
 from polymodal.errors import SpecError, suggest
 from polymodal.metrics import higher_is_better
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.types import Masked
 
 Array = NDArray[Any]

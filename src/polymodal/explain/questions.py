@@ -9,7 +9,7 @@ from functools import singledispatch
 import torch
 from torch import Tensor
 
-from polymodal.part import Task
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

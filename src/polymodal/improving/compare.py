@@ -15,7 +15,7 @@ from polymodal.data.loader import Prepared
 from polymodal.evaluate import Answers, answers
 from polymodal.metrics import bootstrap, higher_is_better
 from polymodal.model import Model
-from polymodal.part import Task, VectorTask
+from polymodal.task import Task, VectorTask
 from polymodal.types import Masked
 
 REPEATS = 2000

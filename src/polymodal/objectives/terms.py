@@ -11,9 +11,9 @@ from torch import Tensor
 
 from polymodal.data.loader import Prepared
 from polymodal.model import Mixing, Model
-from polymodal.part import Task, VectorTask
 from polymodal.ranks import Ranks
 from polymodal.spec import Spec
+from polymodal.task import Task, VectorTask
 from polymodal.types import Batch, Masked, Outputs
 
 EVALUATION_BATCH = 256

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
-from polymodal.part import Task
 from polymodal.reading import Field
 from polymodal.spec import Spec
+from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress

@@ -14,9 +14,9 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from polymodal.errors import DataError
-from polymodal.part import Task, VectorTask
 from polymodal.server.cells import SCALARS
 from polymodal.server.strict import parse_json, short
+from polymodal.task import Task, VectorTask
 from polymodal.tasks.classify import label_text
 
 _WHOLE = {

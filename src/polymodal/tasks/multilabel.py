@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from polymodal import metrics
 from polymodal.errors import DataError, SpecError, suggest
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 from polymodal.types import Masked, tracing
 from polymodal.values import is_missing
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 from polymodal import metrics
 from polymodal.errors import DataError, SpecError
 from polymodal.nn.normal import FLOOR, normal_nll
-from polymodal.part import VectorTask
+from polymodal.task import VectorTask
 from polymodal.tasks.regress.answer import Answer, half_width
 from polymodal.tasks.regress.families import Family, Normal, Points, Quantiles, Separate
 from polymodal.types import Masked
