@@ -71,7 +71,7 @@ class Shelf:
     def __init__(self, settings: Settings, *served: Constant) -> None:
         self.settings, self.served = settings, {one.name: one for one in served}
         self.names, self.ready, self.metrics, self.waiting = list(self.served), True, None, {"m": 3}
-        self.started = self.stopped = False
+        self.finder, self.started, self.stopped = None, False, False
 
     async def start(self) -> None:
         self.started = True

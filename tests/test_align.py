@@ -11,7 +11,7 @@ from torch.nn import functional
 import toys
 from polymodal.errors import SpecError
 from polymodal.model import Model
-from polymodal.nn.align import Alignment, infonce, sigmoid_loss
+from polymodal.nn.align import Alignment, contrast, infonce, shortened, sigmoid_loss
 from polymodal.types import Masked
 
 DIM = 8
@@ -69,6 +69,70 @@ def test_sigmoid_loss_by_hand():
         logit = 7 * float(a[i] @ b[j]) - 3
         total += math.log1p(math.exp(-logit if i == j else logit))
     close(sigmoid_loss(a, b, scale.log(), bias), torch.tensor(total / 5))
+
+
+def test_losses_know_no_other_rows_of_the_same_unless_told():
+    a, b = unit(5)
+    scale, bias, alone = torch.tensor(2.0), torch.tensor(-3.0), torch.eye(5, dtype=torch.bool)
+    close(infonce(a, b, scale, alone), infonce(a, b, scale))
+    close(sigmoid_loss(a, b, scale, bias, alone), sigmoid_loss(a, b, scale, bias))
+    two = alone.clone()
+    two[0, 1] = two[1, 0] = True
+    assert infonce(a, b, scale, two) != infonce(a, b, scale)
+    total = 0.0
+    for i, j in itertools.product(range(5), repeat=2):
+        logit = float(scale.exp() * a[i] @ b[j] + bias)
+        total += math.log1p(math.exp(-logit if two[i, j] else logit))
+    close(sigmoid_loss(a, b, scale, bias, two), torch.tensor(total / 5))
+
+
+def test_several_right_partners_by_hand():
+    """Each has the wrong ones against it, and no other right one."""
+    logits, ids = 3 * torch.randn(4, 4, generator=torch.Generator().manual_seed(0)), [0, 1, 0, 2]
+    same = torch.tensor([[x == y for y in ids] for x in ids])
+    total = 0.0
+    for i in range(4):
+        wrong = sum(math.exp(logits[i, j]) for j in range(4) if not same[i, j])
+        right = [math.exp(logits[i, j]) for j in range(4) if same[i, j]]
+        total -= sum(math.log(r / (r + wrong)) for r in right) / len(right)
+    close(contrast(logits, same), torch.tensor(total / 4))
+
+
+@pytest.mark.parametrize("beta", [0.25, 1.0, 2.0])
+def test_hard_negatives_by_hand(beta):
+    """Robinson et al. 2021: negatives are weighted by e^(beta logit), weights that are 1 on average."""
+    logits, same = torch.randn(5, 5, generator=torch.Generator().manual_seed(0)), torch.eye(5, dtype=torch.bool)
+    total = 0.0
+    for i in range(5):
+        wrong = [float(logits[i, j]) for j in range(5) if i != j]
+        tilt = [math.exp(beta * x) for x in wrong]
+        against = sum(w / (sum(tilt) / 4) * math.exp(x) for w, x in zip(tilt, wrong, strict=True))
+        right = math.exp(logits[i, i])
+        total -= math.log(right / (right + against))
+    close(contrast(logits, same, beta), torch.tensor(total / 5))
+    a, b = unit(5)
+    assert infonce(a, b, torch.tensor(1.0), hardness=beta) > infonce(a, b, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize("beta", [0.0, 1.0])
+def test_a_row_without_a_wrong_partner_costs_nothing_and_stays_finite(beta):
+    logits = (30 * torch.randn(3, 3)).requires_grad_()
+    same = torch.ones(3, 3, dtype=torch.bool)
+    loss = contrast(logits, same, beta)
+    loss.backward()
+    assert loss == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+    same[0, 1] = False
+    contrast(logits, same, beta).backward()
+    assert logits.grad.isfinite().all()
+
+
+def test_the_first_entries_are_an_embedding_of_length_one():
+    a, _ = unit(4)
+    assert shortened(a, None) is a
+    assert shortened(a, DIM) is a
+    close(shortened(a, 3), a[:, :3] / a[:, :3].norm(dim=1, keepdim=True))
 
 
 def test_infonce_of_known_cases():

@@ -131,7 +131,7 @@ def test_module_runs_as_a_program(folder):
         (["evaluate", "model", "none.csv"], "none.csv"),
         (["evaluate", "nowhere", "train.csv"], "nowhere must be a bundle's folder"),
         (["predict", "model", "none.csv"], "none.csv"),
-        (["predict", "model", "train.csv", "--out", "a.xlsx"], "must end in one of ['.csv', '.jsonl', '.parquet']"),
+        (["predict", "model", "train.csv", "--out", "a.xlsx"], "must end in one of ['.conll', '.csv', '.jsonl',"),
         (["predict", "model", "train.csv", "--out", "no/such/a.csv"], "must lie in a folder that exists"),
         (["cache", "--remove", "abc/../def"], "--remove must be one of"),
         (["cache", "--remove", "abc", "--clear"], "--clear removes everything"),

@@ -20,7 +20,7 @@ import radar
 from polymodal.errors import SpecError
 from polymodal.model import summary_width
 from polymodal.part import Fusion, Modality
-from polymodal.task import Task, VectorTask
+from polymodal.task import Task
 from polymodal.types import Fused, Masked
 
 DIM = 16
@@ -53,10 +53,12 @@ CELLS: dict[str, tuple[dict[str, Any], list[Any]]] = {
             {"x": None, "c": "v", "b": False, "d": "2025-07-01"},
         ],
     ),
+    "words": ({"backbone": "none"}, [["One", "red", "apple"], "A long RED text: an apple and more", ["apple"]]),
     "radar": ({}, [[[10, 0.1, 3], [20, 0.2, -1]], [[5, 0, 0]], [[50, 1, 2], [60, 1, 2], [70, -1, 9]]]),
 }
 TARGETS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "classify": ({}, ["a", "b", None, "a", "c"]),
+    "match": ({"sides": ["a", "b"], "column": "id"}, ["u", "v", None, "u", "w"]),
     "multilabel": ({}, [["a"], ["a", "b"], None, [], ["b"]]),
     "regress": ({}, [1.0, 2.5, None, -1, 7]),
 }
@@ -196,6 +198,7 @@ def test_augment_leaves_its_argument_alone_and_follows_its_generator(name, modal
         "image": {"augmentation": {"flip": 0.5}},
         "audio": {"augmentation": {"gain": [-6.0, 6.0]}},
         "table": {"augmentation": {"dropout": 0.5}},
+        "words": {"augmentation": {"typo": 0.5}},
         "radar": {"jitter": 1.0},
     }[name]
     assert not part.augments
@@ -223,6 +226,13 @@ def task(name):
     return part.fit(values), values
 
 
+def raw(part: Task) -> torch.Tensor:
+    """What a new head says of five rows that have three tokens of each input."""
+    torch.manual_seed(0)
+    tokens = {n: Masked(torch.randn(5, 3, DIM), torch.ones(5, 3, dtype=torch.bool)) for n in "ab"}
+    return part.head(DIM)(Fused(torch.randn(5, DIM), tokens)).detach()
+
+
 @every_task
 def test_tasks_survive_json_and_fit_is_pure(name, task):
     part, values = task
@@ -239,8 +249,7 @@ def test_unlabelled_rows_are_masked_and_teach_nothing(name, task):
     target = part.collate(values)
     assert target.present.tolist() == [True, True, False, True, True]
     assert not part.collate([None]).present.any()
-    torch.manual_seed(0)
-    output = part.head(DIM)(Fused(torch.randn(5, DIM), {})).detach().requires_grad_()
+    output = raw(part).requires_grad_()
     known = target.present
     close(part.loss(output, target), part.loss(output[known], target[known]))
     part.loss(output, target).backward()
@@ -254,14 +263,25 @@ def test_unlabelled_rows_are_masked_and_teach_nothing(name, task):
 @every_task
 def test_predictions_are_json_one_per_row(name, task):
     part, values = task
-    output = torch.randn(5, part.size) if isinstance(part, VectorTask) else None
-    assert output is not None
+    output = raw(part)
     answers = part.predict(output)
     assert len(answers) == 5
     assert json.loads(json.dumps(answers)) == answers
     scores = part.metrics(output, part.collate(values))
     assert scores
     assert all(isinstance(score, float) for score in scores.values())
+    headline = part.headline(output, part.collate(values))
+    assert headline is not None
+    assert headline(np.array([0, 1, 3, 4])) == next(iter(scores.values()))
+
+
+@every_task
+def test_outputs_of_several_batches_are_joined_in_order(name, task):
+    part, values = task
+    output, target = raw(part), part.collate(values)
+    joined = part.join([output[:2], output[2:]])
+    assert part.predict(joined) == part.predict(output)
+    assert part.metrics(joined, target) == part.metrics(output, target)
 
 
 def sweeps(rows: int = 90, seed: int = 0) -> dict[str, list[Any]]:

@@ -12,6 +12,7 @@ from polymodal.spec import Spec
 INPUTS = {
     "text": {"type": "text", "backbone": "none", "min_count": 1},
     "story": {"type": "text", "backbone": "minilm", "column": "words"},
+    "sentence": {"type": "words", "backbone": "none", "min_count": 1},
     "image": {"type": "image", "backbone": "none", "size": 32},
     "audio": {"type": "audio", "backbone": "none"},
     "table": {"type": "table", "numbers": ["x"], "categories": ["colour"], "booleans": ["sold"], "dates": ["day"]},
@@ -24,6 +25,8 @@ def fitted(name):
     if name == "table":
         rows = [dict(zip(TABLE, cells, strict=True)) for cells in zip(*TABLE.values(), strict=True)]
         return part.fit([part.read(row).value for row in rows])
+    if part.worded:
+        return part.fit([part.read(["red", "apple", "pie"]).value])
     return part.fit(["red apple pie", "red apple"] if "text" in part.type else [])
 
 

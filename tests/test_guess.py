@@ -1,5 +1,7 @@
 """The spec that a table's columns suggest."""
 
+import json
+
 import pandas as pd
 import pytest
 
@@ -38,6 +40,42 @@ def test_a_long_table_is_sampled_evenly():
     assert guess_columns(Table.read({"late": late}))["late"].kind == "text"
 
 
+WORDS = [["EU", "rejects"], ["a", "German", "call"]] * 3
+TAGS = [["B-org", "O"], ["O", "B-misc", "O"]] * 3
+
+
+@pytest.mark.parametrize(
+    ("columns", "target", "tag"),
+    [
+        ({"words": WORDS, "tags": TAGS}, "tags", "words"),
+        (
+            {"tokens": WORDS, "pos": [["X"] * len(row) for row in WORDS], "ner": TAGS, "n": [1.5, 2, 3] * 2},
+            "ner",
+            "tokens",
+        ),
+        ({"words": [json.dumps(row) for row in WORDS], "tags": [json.dumps(row) for row in TAGS]}, "tags", "words"),
+        (
+            {"text": ["EU rejects", "a German call"] * 3, "spans": [[{"start": 0, "end": 2, "type": "org"}], []] * 3},
+            "spans",
+            "text",
+        ),
+    ],
+)
+def test_a_tag_for_each_word(columns, target, tag):
+    found = infer_spec(Table.read(columns), [target])
+    assert found.outputs[target].kind == "tag"
+    assert found.outputs[target].about == tag
+    assert [name for name, part in found.inputs.items() if part.worded] == [tag]
+    assert ("table" in found.inputs) == ("n" in columns)
+
+
+def test_a_conll_file(tmp_path):
+    rows = ["".join(f"{w}\t{t}\n" for w, t in zip(a, b, strict=True)) for a, b in zip(WORDS, TAGS, strict=True)]
+    (tmp_path / "t.conll").write_text("\n".join(rows))
+    found = infer_spec(Table.read(tmp_path / "t.conll"), ["tags"])
+    assert (list(found.inputs), found.inputs["words"].kind, found.outputs["tags"].kind) == (["words"], "words", "tag")
+
+
 @pytest.mark.parametrize(
     ("table", "target", "said"),
     [
@@ -50,6 +88,12 @@ def test_a_long_table_is_sampled_evenly():
         ),
         ({"y": ["a", "b"] * 3}, "y", r"the table: a table must have a column to learn from besides its targets"),
         ({"x": ["same"] * 6, "y": ["a", "b"] * 3}, "y", r"x: constant"),
+        ({"w": WORDS, "y": [row[:1] for row in TAGS]}, "y", r"target 'y': a target of tags must have as many"),
+        (
+            {"w": WORDS, "y": [[0] * len(row) for row in WORDS]},
+            "y",
+            r"must hold the names of tags, one for each of the w",
+        ),
     ],
 )
 def test_what_cannot_be_learnt(table, target, said):

@@ -52,6 +52,14 @@ def phrases(n):
         ([7, 7, 7.0], "ignored"),
         ([[1, 2], [3, 4]], "ignored"),
         ([np.zeros(3), np.ones(3)], "ignored"),
+        ([["EU", "rejects"], ["call"], None], "words"),
+        ([np.array(["EU", "rejects"]), np.array(["call"])], "words"),
+        (['["EU", "rejects"]', '["call"]'], "words"),
+        ([["EU", "rejects"]] * 20 + [["a", None]], "words"),
+        ([["EU", None], ["call"]], "ignored"),
+        ([[["EU"], ["call"]]], "ignored"),
+        ([["B-org", "O"], ["O"]], "ignored"),
+        ([[], []], "ignored"),
     ],
 )
 def test_kinds(cells, expected):
@@ -182,3 +190,16 @@ def test_real_table():
     assert guesses["notint"] == Guess("ignored", "constant: every cell is 'no'")
     assert "do not exist" not in guesses["image"].reason
     assert infer_task(columns["label"]) == {"type": "classify"}
+
+
+def test_of_lists_of_like_length_the_words_are_an_input():
+    words, kinds = [["EU", "rejects"], ["a", "German", "call"]], [["N", "V"], ["D", "J", "N"]]
+    guesses = infer_kinds({"kinds": kinds, "words": words, "tags": [["x"], ["x", "y"]]}, lambda _: False)
+    assert [guess.kind for guess in guesses.values()] == ["ignored", "words", "words"]
+    assert "one for each word of words" in guesses["kinds"].reason
+    assert infer_inputs(guesses, ["tags"]) == {"words": {"type": "words"}}
+
+
+def test_tags_without_words_are_refused():
+    with pytest.raises(DataError, match="a target of tags must have as many as a column has words"):
+        infer_task([["B-x", "O"], ["O"]])

@@ -27,19 +27,25 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "nn.provider",
         "nn.chain",
         "nn.spelling",
+        "nn.segment",
+        "nn.drop",
     ),
-    ("nn.fuse", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
-    ("nn.hub", "nn.quantise", "nn.worded"),
+    ("nn.fuse", "nn.noise", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
+    ("nn.trunk", "nn.hub", "nn.hog", "nn.quantise", "nn.worded"),
+    ("nn.average",),
     ("part",),
     ("task",),
     ("modalities", "fusions", "tasks"),
     ("settings",),
     ("spec",),
-    ("data.shards", "data.cells", "data.conll", "data.infer", "data.clean", "data.write"),
-    ("data.shelf", "data.files"),
-    ("data.features", "data.table"),
+    ("data.shards", "data.cells", "data.listed", "data.clean", "data.write"),
+    ("data.spool", "data.infer"),
+    ("data.shelf", "data.conll"),
+    ("data.features", "data.files"),
+    ("data.table",),
     ("data.source", "data.split", "data.guess"),
     ("data.leakage", "data.embedding"),
+    ("data.rows",),
     ("data.gather",),
     ("data.loader",),
     ("devices", "ranks", "checkpoint", "tracking"),
@@ -68,7 +74,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Each row imports only from rows above it. A folder that stands here as a whole keeps its own order inside."""
 
 EXTRAS = {"transformers", "huggingface_hub", "openvino", "jieba", "janome", "torchjd", "captum", "cleanlab", "optuna"}
-EXTRAS |= {"tensorboard", "wandb", "mlflow"}
+EXTRAS |= {"tensorboard", "wandb", "mlflow", "usearch"}
 """Packages that are installed on request, so that they may be imported where they are needed."""
 
 LAZY = {

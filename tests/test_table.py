@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polymodal.data import files
+from polymodal.data import files, spool
 from polymodal.data.table import Column, Table
 from polymodal.errors import DataError
 
@@ -50,7 +50,7 @@ def test_csv_cells_are_what_the_file_says(column, values, tmp_path):
 
 
 def test_types_are_those_of_the_whole_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_BATCH", 1000)
+    monkeypatch.setattr(files, "BATCH", 1000)
     text = "x\n" + "1\n" * 5000 + "007\n"
     assert Table.read(csv(tmp_path, text)).column("x")[-1] == "007"
     assert Table.read(csv(tmp_path, text)).column("x")[0] == "1"
@@ -158,9 +158,9 @@ def _parquet_of_bytes(path, rows=500, size=100_000):
 
 @pytest.mark.parametrize("kind", ["parquet", "jsonl", "csv"])
 def test_memory_does_not_grow_with_the_media(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "_BATCH", 2 << 20)
+    monkeypatch.setattr(files, "BATCH", 2 << 20)
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(spool.tempfile, "tempdir", str(tmp_path / "tmp"))
     path, n = tmp_path / f"t.{kind}", 500
     if kind == "parquet":
         _parquet_of_bytes(path, n)
@@ -171,7 +171,7 @@ def test_memory_does_not_grow_with_the_media(kind, tmp_path, monkeypatch):
     pool = pa.default_memory_pool()
     before = pool.bytes_allocated()
     peak = 0
-    real = files.plain_table if kind == "parquet" else files._is_small
+    real = files.plain_table if kind == "parquet" else files.is_small
 
     def watch(*args):
         nonlocal peak
@@ -194,8 +194,8 @@ def test_memory_does_not_grow_with_the_media(kind, tmp_path, monkeypatch):
 def test_large_and_small_read_alike(tmp_path, monkeypatch):
     path = csv(tmp_path, "a,b\n" + "".join(f"{i},{'x' * (i % 50)}\n" for i in range(3000)))
     small = cells(Table.read(path))
-    monkeypatch.setattr(files, "SMALL", 0)
-    monkeypatch.setattr(files, "_BATCH", 4000)
+    monkeypatch.setattr(spool, "SMALL", 0)
+    monkeypatch.setattr(files, "BATCH", 4000)
     large = Table.read(path)
     assert cells(large) == small
     assert [large.column("b")[i] for i in (2999, 0, 1500, -1)] == [small["b"][i] for i in (2999, 0, 1500, -1)]
@@ -205,8 +205,8 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "SMALL", 0)
-    monkeypatch.setattr(files.pa.ipc, "new_file", full)
+    monkeypatch.setattr(spool, "SMALL", 0)
+    monkeypatch.setattr(spool.pa.ipc, "new_file", full)
     with pytest.raises(DataError, match=r"No space left on device.*TMPDIR"):
         Table.read(csv(tmp_path, "a\n1\n"))
 

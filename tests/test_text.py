@@ -8,11 +8,12 @@ import torch
 from pydantic import ValidationError
 
 from polymodal.errors import DataError, SpecError
-from polymodal.modalities.text import Text, TextAugmentation, augment, words
+from polymodal.modalities.text import Text, TextAugmentation, augment
 from polymodal.modalities.text import part as text_part
-from polymodal.modalities.text.part import BAG, UNKNOWN
 from polymodal.nn import bert
+from polymodal.nn import segment as words
 from polymodal.nn.weights import PACKAGED, Weights
+from polymodal.nn.worded import BAG, UNKNOWN
 from polymodal.part import Modality
 from polymodal.types import Masked
 

@@ -20,8 +20,10 @@ from polymodal.data.loader import prepare
 from polymodal.data.table import Table
 from polymodal.errors import DataError, SpecError
 from polymodal.model import Model
+from polymodal.nn.bert import MINILM_WIDTH
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.signal import LogMel
+from polymodal.nn.weights import PACKAGED
 from polymodal.part import Fusion
 from polymodal.spec import Spec
 from polymodal.tracing import answer, answerer, flat, trace
@@ -47,6 +49,7 @@ COLUMNS = {
     "x": [1, 2.5, None, 4, 3, 2], "c": ["u", "u", "v", "v", None, "u"], "b": [True, None, False, True, True, False],
     "d": ["2024-01-31", None, "2025-07-01 12:30", "2024-03-01", "2024-03-02", "2024-05-05"],
     "t": ["red apple", "a red apple on a table", None, "old stone", "stone", "red stone"],
+    "n": [["Red", "apple"], "A stone on the Table", None, ["old"], ["Stone", "."], ["red", "stone"]],
     "r": [[[10, 0.1, 3], [20, 0.2, -1]], [[5, 0, 0]], None, [[1, 1, 1]] * 4, [[2, 0, 1]], [[3, 1, 0]]],
     "i": [*(tiny.picture(i) for i in range(5)), None], "s": [*(tiny.sound(i, 250.0 * (i + 1)) for i in range(5)), None],
 }  # fmt: skip
@@ -55,6 +58,7 @@ PARTS: dict[str, Any] = {
         "type": "table", "numbers": ["x"], "categories": ["c"], "booleans": ["b"], "dates": ["d"], "rare": 1,
     },
     "t": {"type": "text", "backbone": "none", "min_count": 1},
+    "n": {"type": "words", "backbone": "none", "min_count": 1},
     "r": {"type": "radar"},
     "i": {"type": "image", "backbone": "none", "size": 36},
     "s": {"type": "audio", "backbone": "none"},
@@ -181,7 +185,9 @@ def test_every_task_with_every_fusion(fusion, tmp_path):
     test_every_task_answers_as_the_model(fusion, tmp_path)
 
 
-@pytest.mark.parametrize(("name", "fusion"), [*((name, "attention") for name in "xtris"), ("x", "vote"), ("s", "vote")])
+@pytest.mark.parametrize(
+    ("name", "fusion"), [*((name, "attention") for name in "xtnris"), ("x", "vote"), ("s", "vote")]
+)
 def test_every_modality_from_scratch_on_real_rows(name, fusion, tmp_path):
     spec = fitted(name, fusion=fusion)
     model, inputs = stirred(spec), rows(spec)
@@ -192,7 +198,7 @@ def test_every_modality_from_scratch_on_real_rows(name, fusion, tmp_path):
 
 
 def test_all_modalities_together_and_any_left_out(tmp_path):
-    spec = fitted("xtris")
+    spec = fitted("xtnris")
     model, inputs = stirred(spec), rows(spec)
     run = answerer(model, tmp_path)
     agrees(model, run, inputs)
@@ -221,6 +227,17 @@ def test_tokens_and_summaries_of_a_backbone(kind, fusion, tmp_path):
     agrees(
         model, run, {"a": Masked(tokens, mask, torch.rand(*mask.shape, 3) if kind == "test-placed" and deep else None)}
     )
+
+
+@pytest.mark.skipif(PACKAGED["minilm"].locate() is None, reason="the packaged MiniLM is not installed")
+@pytest.mark.parametrize("spelling", [True, False])
+def test_words_of_a_backbone(spelling, tmp_path):
+    part = {"type": "words", "backbone": "minilm", "spelling": spelling}
+    model = stirred(Spec.parse({"inputs": {"a": part}, "outputs": ONE, "fusion": "attention", "dim": 16}))
+    width = model.spec.inputs["a"].backbone().width
+    tokens, mask = torch.randn(5, 4, width), torch.rand(5, 4) < 0.7
+    tokens[..., MINILM_WIDTH:] = torch.randint(0, 2045, (5, 4, width - MINILM_WIDTH)).float()
+    agrees(model, answerer(model, tmp_path), {"a": Masked(tokens, mask, torch.arange(4.0).expand(5, 4)[..., None])})
 
 
 def test_positions_count_and_must_be_given(tmp_path):

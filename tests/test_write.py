@@ -35,7 +35,7 @@ def test_csv_holds_lists_as_json(tmp_path):
 
 @pytest.mark.parametrize("name", ["t.xlsx", "t", "t.csv.gz"])
 def test_an_unknown_ending(tmp_path, name):
-    with pytest.raises(DataError, match=r"must end in one of \['\.csv', '\.jsonl', '\.parquet'\], got"):
+    with pytest.raises(DataError, match=r"must end in one of \['\.conll', '\.csv', '\.jsonl', '\.parquet'\], got"):
         pm.write_table(COLUMNS, tmp_path / name)
 
 
@@ -64,3 +64,33 @@ def test_columns_of_mixed_types(tmp_path):
         pm.write_table({"x": [1, "a"]}, tmp_path / "t.csv")
     with pytest.raises(DataError, match="columns must have one type and one length"):
         pm.write_table({"x": [1], "y": [1, 2]}, tmp_path / "t.parquet")
+
+
+def test_conll(tmp_path):
+    columns = {
+        "tags": ["[]", "[]", None, None],
+        "tags.tags": [["B-org", "O"], ["O"], [], None],
+        "words": [["EU", "New York"], ["#"], [], None],
+        "absent": ["", "", "words", "words"],
+    }
+    pm.write_table(columns, tmp_path / "t.conll")
+    assert (tmp_path / "t.conll").read_bytes() == b"EU\tB-org\nNew York\tO\n\n#\tO\n"
+    back = pm.Table.read(tmp_path / "t.conll")
+    assert list(back.column("words")) == columns["words"][:2]
+    assert list(back.column("tags")) == columns["tags.tags"][:2]
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"label": ["a"]}, "must hold lists of words or tags"),
+        ({"words": [["a"]], "tags": [["O", "O"]]}, "row 0 must have as many tags as words"),
+        ({"words": [["a"], ["b"]], "tags": [["O"], None]}, "row 1 must have as many"),
+        ({"words": [["a\tb"]], "tags": [["O"]]}, r"without tabs and line breaks, got 'a\\tb'"),
+        ({"words": [["a"]], "tags": [["O"], ["O"]]}, "must have one length"),
+    ],
+)
+def test_what_is_no_conll(tmp_path, columns, said):
+    with pytest.raises(DataError, match=said):
+        pm.write_table(columns, tmp_path / "t.conll")
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from polymodal.data.write import check_ending as check_ending
     from polymodal.data.write import write_table as write_table
     from polymodal.diagnose.run import Diagnosis as Diagnosis
+    from polymodal.embedding.embed import embed as embed
+    from polymodal.embedding.vectors import Embeddings as Embeddings
     from polymodal.errors import BundleError as BundleError
     from polymodal.errors import DataError as DataError
     from polymodal.errors import PolymodalError as PolymodalError
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
     from polymodal.fitting import fit as fit
     from polymodal.improving.run import Improvement as Improvement
     from polymodal.improving.run import improve as improve
+    from polymodal.indexing.index import Index as Index
+    from polymodal.indexing.labels import ZeroShot as ZeroShot
+    from polymodal.indexing.labels import zero_shot as zero_shot
     from polymodal.inspection import inspect as inspect
     from polymodal.nn.weights import PACKAGED as PACKAGED
     from polymodal.part import Fusion as Fusion
@@ -73,6 +78,11 @@ _HOMES = {
     "improve": "improving.run",
     "Improvement": "improving.run",
     "Diagnosis": "diagnose.run",
+    "Embeddings": "embedding.vectors",
+    "embed": "embedding.embed",
+    "Index": "indexing.index",
+    "ZeroShot": "indexing.labels",
+    "zero_shot": "indexing.labels",
     "Bundle": "bundle",
     "FeatureStore": "data.features",
     "Table": "data.table",

@@ -84,7 +84,7 @@ def enhance(model: Model, factors: Sequence[float], generator: torch.Generator) 
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     for name, factor in zip(model.names, factors, strict=True):
-        for p in model.encoders[name].parameters():
+        for p in model.branch(name):
             if p.grad is None or p.ndim < 2 or not p.numel():
                 continue
             seed += 1
@@ -105,7 +105,7 @@ def slowed(model: Model, factors: Sequence[float]) -> Iterator[None]:
 
     Source: Peng et al. 2022 (arXiv:2203.15332), section 3.2.
     """
-    encoders = [model.encoders[name].parameters() for name in model.names]
+    encoders = [model.branch(name) for name in model.names]
     held = [
         (p, f, p.detach().clone())
         for f, group in zip(factors, encoders, strict=True)

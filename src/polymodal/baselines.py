@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,9 @@ STRENGTHS = (3e-3, 1e-3, 3e-4, 1e-4)
 
 ROWS = 20_000
 """Most rows that a baseline learns from; more would cost time and memory, and hardly change it."""
+
+SCALE_ROWS = 2_000
+"""Most rows that the scale of a thawed backbone's summaries is taken from, each of which goes through it."""
 
 STEPS = 30
 BATCH = 1024
@@ -64,6 +67,8 @@ def fit_baselines(
         (task, label) -> the penalty taken.
     """
     taken: dict[tuple[str, str], float] = {}
+    if not model.linear.names:
+        return taken
     seen = summaries(model, _some(model, train), device)
     held = None if valid is None else summaries(model, _some(model, valid), device)
     total, done = sum(len(family.names) for _, family in model.linear.items()), 0
@@ -80,23 +85,30 @@ def fit_baselines(
 
 
 def adapt(model: Model, train: Prepared, device: torch.device) -> None:
-    """Standardise the model's summaries like those of the training rows."""
-    seen = summaries(model.to(device), _some(model, train), device)
-    model.adapt(seen.features, seen.present)
+    """Standardise the model's summaries like those of the training rows.
+
+    Those of a thawed backbone are as it was pretrained: the scale is a fixed part of the model that is trained on it.
+    """
+    if model.to(device).summarised:
+        some = _some(model, train, SCALE_ROWS if model.thawed.names else ROWS)
+        seen = summaries(model, some, device, model.summarised)
+        model.adapt(seen.features, seen.present)
 
 
-def _some(model: Model, train: Prepared) -> Prepared:
-    keep = np.random.default_rng(model.spec.seed).permutation(len(train))[:ROWS]
+def _some(model: Model, train: Prepared, count: int = ROWS) -> Prepared:
+    keep = np.random.default_rng(model.spec.seed).permutation(len(train))[:count]
     return train.select(np.sort(keep))
 
 
 @torch.no_grad()
-def summaries(model: Model, prepared: Prepared, device: torch.device) -> Summaries:
-    """Summarise every row."""
+def summaries(
+    model: Model, prepared: Prepared, device: torch.device, names: Collection[str] | None = None
+) -> Summaries:
+    """Summarise every row, in any order; 0 where an input is not among the ``names``, if there are any."""
     features, present, targets = [], [], {n: [] for n in model.spec.outputs}
-    for rows in torch.arange(len(prepared)).split(BATCH):
+    for rows in prepared.parts(BATCH):
         batch = prepared.batch(rows).to(device)
-        some, here = model.summaries(batch.inputs)
+        some, here = model.summaries({name: x for name, x in batch.inputs.items() if names is None or name in names})
         features.append(some)
         present.append(here)
         for n, target in batch.targets.items():

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from polymodal.spec import Spec
+from polymodal.task import Task
+from polymodal.tasks.match import Match
 
 
 def card(spec: Spec, report: Mapping[str, Any]) -> str:
     """Markdown with inputs, outputs, scores on held-out rows, data and limits."""
     inputs = "\n".join(_row(name, part.kind, *part.columns(name)) for name, part in spec.inputs.items())
-    outputs = "\n".join(_row(name, task.kind, *task.columns(name)) for name, task in spec.outputs.items())
+    outputs = "\n".join(_row(name, *_output(name, task)) for name, task in spec.outputs.items())
     return "\n".join(
         [
             "# Model card",
@@ -50,6 +52,14 @@ def card(spec: Spec, report: Mapping[str, Any]) -> str:
             "",
         ]
     )
+
+
+def _output(name: str, task: Task) -> tuple[str, ...]:
+    """Kind and columns; for tasks without any, the inputs that they learn from."""
+    if task.about is not None:
+        return task.kind, ", ".join(task.columns(name)) + f", for each word of {task.about}"
+    sides = f"none: {' and '.join(task.names)} of one row" if isinstance(task, Match) else "none"
+    return task.kind, ", ".join(task.columns(name)) or sides
 
 
 def _row(name: str, kind: str, *columns: str) -> str:

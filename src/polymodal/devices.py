@@ -25,3 +25,18 @@ def choose_device(name: str) -> torch.device:
             f"device must be auto, cpu, cuda or another device of this machine, got {name!r}: {reason}"
         ) from None
     return device
+
+
+def computes_in_half(precision: str, device: torch.device) -> bool:
+    """Whether training in a precision of a spec means bfloat16 on a device; ``auto`` does where it is native."""
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and cpu_has_bfloat16()
+
+
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices of bfloat16 by itself; one that only converts them is slower than float32."""
+    found = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    return any(found.get(name, False) for name in ("amx_bf16", "avx512_bf16", "bf16", "sve_bf16"))

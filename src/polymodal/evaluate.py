@@ -132,6 +132,7 @@ def _block(name: str, task: Mapping[str, Any], rows: int) -> str:
     variants |= {f"  without {i}": s for i, s in task["without"].items()}
     variants |= {f"  only {i}": s for i, s in task["alone"].items()}
     variants |= {f"  {label}": s for label, s in task["baselines"].items()}
+    variants = {label: scores for label, scores in variants.items() if scores or label == "all inputs"}
     width = max([len(name), *map(len, variants)]) + 2
     lines = [f"{name} ({task['kind']}, {rows} rows)".ljust(width) + "".join(metric.rjust(19) for metric in shown)]
     for label, scores in variants.items():
@@ -139,5 +140,7 @@ def _block(name: str, task: Mapping[str, Any], rows: int) -> str:
         lines.append(label.ljust(width) + "".join(cell.rjust(19) for cell in cells))
     if task["interval"]:
         metric, (low, high) = next(iter(task["interval"].items()))
-        lines.append(f"{metric}: 95 % interval {low:.3f} to {high:.3f}; linear model's share {task['share']:.2f}")
+        linear = any(label.startswith("linear") for label in task["baselines"])
+        share = f"; linear model's share {task['share']:.2f}" if linear else ""
+        lines.append(f"{metric}: 95 % interval {low:.3f} to {high:.3f}{share}")
     return "\n".join(lines)

@@ -108,14 +108,15 @@ class _Fit:
 
     def _learn(self, sides: Sides, resume: Path | None) -> Bundle:
         learner = Learner(
-            sides.spec, self.device, resume, self._fingerprint(sides), self.progress, self.tracking.log
+            sides.spec, self.device, resume, self._fingerprint(sides), self.progress, self.tracking.log, sides.embedder
         )  # fmt: skip
-        learned = learner.learn(sides.parts["train"], sides.parts.get("valid"))
+        learned = learner.learn(sides.parts["train"], sides.parts.get("valid"), sides.parts.get("test"))
         report = self._report(learned, sides)
         if self.ranks.first:
             learner.clear()
         warnings = sides.warnings + _missing_backbones(self.spec)
-        return Bundle(learned.model.spec, learned.model, report, self.device, sides.embedder, warnings)
+        model, adapters = learned.model, {name: (adapter,) for name, adapter in learned.adapters.items()}
+        return Bundle(model.spec, model, report, self.device, learned.embedder or sides.embedder, warnings, adapters)
 
     def _fingerprint(self, sides: Sides) -> str:
         """Name of this very fit: its spec, its rows to learn from and to choose on, and their content."""
@@ -128,7 +129,7 @@ class _Fit:
         if learned.valid is not None:
             report["valid"] = learned.valid.to_dict()
         if "test" in parts:
-            report["test"] = evaluate(model, parts["test"], self.device, model.spec.seed).to_dict()
+            report["test"] = evaluate(model, learned.sides["test"], self.device, model.spec.seed).to_dict()
         report["fit"] = {
             "rows": {side: len(part) for side, part in parts.items()},
             "digest": sides.digest,
@@ -138,6 +139,13 @@ class _Fit:
             "cpu_seconds": time.process_time() - self.clock["cpu"],
             "device": str(self.device),
             "parameters": sum(p.numel() for p in model.parameters()),
+            "finetuned": {
+                name: {
+                    **plan.model_dump(),
+                    "parameters": sum(t.numel() for t in learned.adapters[name].tensors.values()),
+                }
+                for name, plan in sides.spec.finetuned.items()
+            },
         }
         return report
 

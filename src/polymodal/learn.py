@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
 from polymodal.baselines import adapt, fit_baselines
 from polymodal.checkpoint import Checkpoint
+from polymodal.data.embedding import Embedder
 from polymodal.data.gather import Progress
-from polymodal.data.loader import Prepared
+from polymodal.data.loader import Prepared, embedded
 from polymodal.errors import SpecError
 from polymodal.evaluate import Report, evaluate
 from polymodal.fusions.vote import VoteFusion
 from polymodal.model import Model
+from polymodal.nn.adapt import RANK, Adapter
+from polymodal.nn.trunk import Trunk
+from polymodal.ranks import Ranks
 from polymodal.spec import Spec
 from polymodal.train import Epoch, Trainer, best_epoch
 from polymodal.tune import tune
@@ -30,12 +34,18 @@ class Learned:
         history: of the training that was watched on validation rows.
         valid: scores on the validation rows before the model learned from them; None without such rows.
         refitted: whether it learned from them afterwards.
+        sides: the rows to test on, if any, as ``test``, with the features that the model takes.
+        embedder: with the fine-tuned backbones, where there are any.
+        adapters: input name -> what was changed in its backbone.
     """
 
     model: Model
     history: list[Epoch]
     valid: Report | None
     refitted: bool
+    sides: Mapping[str, Prepared] = field(default_factory=dict)
+    embedder: Embedder | None = None
+    adapters: Mapping[str, Adapter] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +59,7 @@ class Learner:
         fingerprint: of the fit that the state must belong to.
         progress: told how far it is.
         on_epoch: told each epoch that is over, and the stage ("train" or "refit") that it belongs to.
+        embedder: of the backbones that the spec fine-tunes, as they were pretrained; None leaves all as they are.
     """
 
     spec: Spec
@@ -57,8 +68,9 @@ class Learner:
     fingerprint: str
     progress: Progress
     on_epoch: Callable[[str, Epoch], None] | None = None
+    embedder: Embedder | None = None
 
-    def learn(self, train: Prepared, valid: Prepared | None) -> Learned:
+    def learn(self, train: Prepared, valid: Prepared | None, test: Prepared | None = None) -> Learned:
         """Train on some rows while watching others; then on both, if they are parts of one small table.
 
         The second training keeps what was chosen on the validation rows: epochs, penalties, shares, certainty, blend.
@@ -71,21 +83,26 @@ class Learner:
             raise SpecError(
                 f"training.monitor must have validation rows, got {monitor!r} without any. Give some, or leave it out."
             )
-        trainer = self._train("train", train, valid, self.spec.training.epochs)
-        model, history = trainer.model, trainer.history
-        penalties = fit_baselines(model, train, valid, self.device, progress=self.progress)
+        given = {"train": train, "valid": valid, "test": test}
+        sides = {side: part for side, part in given.items() if part is not None}
+        trainer, tuned = self._train("train", sides, self.spec.training.epochs)
+        model, history, sides = trainer.model, trainer.history, tuned.sides
+        penalties = fit_baselines(model, sides["train"], sides.get("valid"), self.device, progress=self.progress)
         if valid is None:
-            return Learned(model, history, None, False)
-        tune(model, valid, self.device)
-        report = evaluate(model, valid, self.device, self.spec.seed)
+            return Learned(model, history, None, False, sides, tuned.embedder, tuned.adapters)
+        tune(model, sides["valid"], self.device)
+        report = evaluate(model, sides["valid"], self.device, self.spec.seed)
         if train.inputs is not valid.inputs or len(train) + len(valid) > self.spec.training.refit:
-            return Learned(model, history, report, False)
+            return Learned(model, history, report, False, sides, tuned.embedder, tuned.adapters)
+        tuned.forget()
         both = replace(train, rows=torch.cat([train.rows, valid.rows]).sort().values)
         best = best_epoch(history, monitor)
-        final = self._train("refit", both, None, best.number + 1, trainer.blend).model
-        fit_baselines(final, both, None, self.device, penalties, self.progress)
+        rest = {side: part for side, part in given.items() if side == "test" and part is not None}
+        again, tuned = self._train("refit", {"train": both, **rest}, best.number + 1, trainer.blend)
+        final, sides = again.model, tuned.sides
+        fit_baselines(final, sides["train"], None, self.device, penalties, self.progress)
         _carry_over(model, final)
-        return Learned(final, history, report, True)
+        return Learned(final, history, report, True, sides, tuned.embedder, tuned.adapters)
 
     def clear(self) -> None:
         """Forget the state of the fit, once all of it is done."""
@@ -100,17 +117,16 @@ class Learner:
         return Checkpoint(path, f"{self.fingerprint}-{stage}")
 
     def _train(
-        self,
-        stage: str,
-        train: Prepared,
-        valid: Prepared | None,
-        epochs: int,
-        blend: Mapping[str, float] | None = None,
-    ) -> Trainer:
+        self, stage: str, sides: Mapping[str, Prepared], epochs: int, blend: Mapping[str, float] | None = None
+    ) -> tuple[Trainer, Tuned]:
         torch.manual_seed(self.spec.seed)
         model = Model(self.spec)
-        adapt(model, train, self.device)
-        trainer = Trainer(model, train, valid, self.device, self._checkpoint(stage), epochs, blend)
+        if self.embedder is not None:
+            model.thaw(trunks(self.spec, self.embedder))
+        adapt(model, sides["train"], self.device)
+        trainer = Trainer(
+            model, sides["train"], sides.get("valid"), self.device, self._checkpoint(stage), epochs, blend
+        )  # fmt: skip
 
         def told(epoch: Epoch) -> None:
             self.progress(stage, epoch.number + 1, epochs)
@@ -118,7 +134,53 @@ class Learner:
                 self.on_epoch(stage, epoch)
 
         trainer.run(told)
-        return trainer
+        return trainer, Tuned.of(model, self.embedder, sides, self.progress)
+
+
+@dataclass(frozen=True, slots=True)
+class Tuned:
+    """What a training made of the backbones that it fine-tuned; nothing where it left them as they were.
+
+    Attributes:
+        sides: the rows, with the features that the model takes now.
+        embedder: with the changed backbones.
+        adapters: input name -> what was changed.
+    """
+
+    sides: dict[str, Prepared]
+    embedder: Embedder | None
+    adapters: Mapping[str, Adapter]
+
+    @classmethod
+    def of(cls, model: Model, embedder: Embedder | None, sides: Mapping[str, Prepared], progress: Progress) -> Tuned:
+        """Take the backbones out of a trained model and embed the rows with them."""
+        adapters = model.freeze()
+        if embedder is None or not adapters:
+            return cls(dict(sides), embedder, adapters)
+        for name, adapter in adapters.items():
+            base = embedder.backbone(name)
+            assert base is not None
+            embedder = embedder.with_adapted(name, adapter.apply(base))
+        return cls(embedded(sides, embedder, progress), embedder, adapters)
+
+    def forget(self) -> None:
+        """Remove from the disk what nobody will use of the changed backbones."""
+        ranks = Ranks.current()
+        ranks.wait()
+        if ranks.first and self.embedder is not None:
+            for name in self.adapters:
+                self.embedder.forget(name)
+
+
+def trunks(spec: Spec, embedder: Embedder) -> dict[str, Trunk]:
+    """The backbones that a spec fine-tunes, thawed, as they were pretrained."""
+    found = {}
+    for name, plan in spec.finetuned.items():
+        base = embedder.backbone(name)
+        assert base is not None
+        assert plan.method != "none"
+        found[name] = Trunk(base, plan.method, plan.rank or RANK, spec.seed, plan.dropout)
+    return found
 
 
 def _carry_over(model: Model, final: Model) -> None:

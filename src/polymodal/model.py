@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from polymodal.nn.adapt import Adapter
 from polymodal.nn.align import Alignment
 from polymodal.nn.blocks import Named, SummaryEncoder
 from polymodal.nn.linear import Linear
 from polymodal.nn.manifold import vary
+from polymodal.nn.trunk import Trunk
 from polymodal.part import Modality
 from polymodal.spec import Spec
 from polymodal.task import VectorTask
@@ -57,6 +59,7 @@ class Model(nn.Module):
         linear: task name -> label -> linear model on the inputs' summaries: the baselines that the fusion must beat.
         certainty: (tasks, inputs) calibration of each input's own head, for a late fusion; 1 until it is fitted.
         share: (tasks,) share of the linear model of all inputs in each task's answer, chosen on validation.
+        thawed: input name -> its backbone while it is trained with the model, which then takes collated values.
         alignment: contrastive term between the inputs' embeddings, for training; None where the spec asks for none.
     """
 
@@ -69,9 +72,11 @@ class Model(nn.Module):
         self.names, tasks = tuple(spec.inputs), spec.outputs
         self.widths = {name: summary_width(part) for name, part in spec.inputs.items()}
         self.summarised = spec.summarised
+        self.thawed = Named({})
         self.encoders = Named({name: self._encoder(name) for name in self.names})
         self.fusion = spec.fusion.build(self.names, spec.dim)
-        self.heads = Named({} if spec.fusion.late else {n: task.head(spec.dim) for n, task in tasks.items()})
+        fused = {n: task for n, task in tasks.items() if task.unfused or not spec.fusion.late}
+        self.heads = Named({n: task.head(spec.dim) for n, task in fused.items()})
         self.single = Named(
             {n: Named({name: t.head(spec.dim) for name in self.names if t.asks(name)}) for n, t in tasks.items()}
         )
@@ -145,10 +150,10 @@ class Model(nn.Module):
             y, gone = self.encoders[name](_filled(x)), ~rows[:, None]
             return Masked(y.values.masked_fill(gone[..., None], 0.0), y.mask & ~gone, y.at)
         if bool(rows.all()):
-            return self.encoders[name](x)
+            return self.encoders[name](self._features(name, x))
         if not bool(rows.any()):
             return Masked(x.mask.new_zeros(len(x), 1, self.dim, dtype=torch.float32), rows[:, None])
-        return self.encoders[name](x[rows]).spread(rows)
+        return self.encoders[name](self._features(name, x[rows])).spread(rows)
 
     def summaries(self, inputs: Mapping[str, Masked]) -> tuple[Tensor, Tensor]:
         """What the linear models take: features (B, F) of all inputs side by side, presence (B, M)."""
@@ -163,10 +168,43 @@ class Model(nn.Module):
             else:
                 blank = torch.zeros(len(some), self.widths[name], device=some.mask.device)
                 if x is not None and bool(here.any()):
-                    blank[here] = self._summary(name, x[here])
+                    blank[here] = self._summary(name, self._features(name, x[here]))
             features.append(blank)
             present.append(here)
         return torch.cat(features, 1), torch.stack(present, 1)
+
+    def _features(self, name: str, x: Masked) -> Masked:
+        """What the encoder takes, of rows that are all present."""
+        if name not in self.thawed.names:
+            return x
+        tokens = self.thawed[name](x)
+        if name not in self.summarised:
+            return tokens
+        summary = self.spec.inputs[name].summary(tokens)[:, None]
+        return Masked(summary, torch.ones(summary.shape[:2], dtype=torch.bool, device=summary.device))
+
+    def thaw(self, trunks: Mapping[str, Trunk]) -> None:
+        """Take backbones in, to train them."""
+        self.thawed = Named(trunks)
+
+    def freeze(self) -> dict[str, Adapter]:
+        """Give the backbones back. What each has learned, by input."""
+        adapters = {name: trunk.adapter() for name, trunk in self.thawed.items()}
+        self.thawed = Named({})
+        return adapters
+
+    def factors(self) -> dict[Tensor, float]:
+        """Factors of the learning rate of what is trained of backbones."""
+        rate, found = self.spec.training.learning_rate, dict[Tensor, float]()
+        for name, trunk in self.thawed.items():
+            plan = self.spec.finetuned[name]
+            found |= {p: plan.peak / rate * factor for p, factor in trunk.factors(plan.layer_decay).items()}
+        return found
+
+    def branch(self, name: str) -> list[nn.Parameter]:
+        """What only this input has: the thawed part of its backbone, and its encoder."""
+        trunk = self.thawed[name].learned if name in self.thawed.names else []
+        return [*trunk, *self.encoders[name].parameters()]
 
     def _summary(self, name: str, x: Masked) -> Tensor:
         return x.values[:, 0] if name in self.summarised else self.spec.inputs[name].summary(x).float()
@@ -210,7 +248,11 @@ class Model(nn.Module):
 
     def _single(self, task: str, encoded: Mapping[str, Masked]) -> dict[str, Tensor]:
         heads = self.single[task]
-        return {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items() if name in heads.names}
+        found = {name: heads[name](Fused(x.mean(), {name: x})) for name, x in encoded.items() if name in heads.names}
+        about = self.spec.outputs[task].about
+        if about is not None and about not in found:  # left out, which is the same as absent in every row
+            found[about] = heads[about](Fused(next(iter(encoded.values())).mean(), {}))
+        return found
 
     def _varied(self, x: Masked) -> Masked:
         plan = self.spec.training.manifold
@@ -225,7 +267,9 @@ class Model(nn.Module):
         mixing: Mixing | None,
     ) -> Tensor:
         task = self.spec.outputs[n]
-        if fused.weights is not None and self.spec.fusion.late:
+        if n not in self.heads.names and task.about is not None:
+            return single[task.about]
+        if fused.weights is not None and n not in self.heads.names:
             return self.vector_task(n).mix(self.votes(n, single), fused.weights[:, self._columns(single)])
         if not isinstance(task, VectorTask):
             seen = Fused(fused.pooled, dict(encoded)) if task.unfused else fused

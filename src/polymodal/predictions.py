@@ -40,7 +40,7 @@ class Predictions(list[dict[str, dict[str, Any]]]):
     def to_columns(self) -> dict[str, list[Any]]:
         """Flat columns for a file: ``label``, ``label.probability``, ``label.probabilities.food``, ..., ``absent``.
 
-        Explanations, where there are any, are JSON in ``explanation``.
+        Lists of mappings, as of entities, are JSON; so are explanations, where there are any, in ``explanation``.
         """
         columns: dict[str, list[Any]] = {}
         for number, row in enumerate(self):
@@ -49,8 +49,9 @@ class Predictions(list[dict[str, dict[str, Any]]]):
                 for key, value in _flatten(task, answer):
                     label = key if key == task else _free(key, flat.keys() | row.keys())
                     flat[label] = value
-            for key, value in flat.items():
-                columns.setdefault(key, [None] * number).append(value)
+            for key in [*columns, *(key for key in flat if key not in columns)]:
+                columns.setdefault(key, [None] * number).append(flat.get(key))
+        columns = {key: _listed(cells) for key, cells in columns.items()}
         columns |= {_free("absent", columns, "_inputs"): [", ".join(names) for names in self.absent]}
         if self.explanations:
             told = [json.dumps(row, ensure_ascii=False) for row in self.explanations]
@@ -80,6 +81,14 @@ def _free(label: str, columns: Container[str], longer: str = "_") -> str:
     while label in columns:
         label += longer
     return label
+
+
+def _listed(cells: list[Any]) -> list[Any]:
+    """A column whose lists of mappings are JSON, the empty ones too."""
+    lists = (cell for cell in cells if isinstance(cell, list))
+    if not any(isinstance(inner, Mapping) for cell in lists for inner in cell):
+        return cells
+    return [json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell for cell in cells]
 
 
 def _flatten(name: str, answer: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+Method = Literal["all", "last", "lora", "none"]
 Objective = Literal["joint", "uncertainty", "dwa", "gradnorm", "pcgrad", "mgda", "upgrad", "cagrad", "nashmtl"]
 Balance = Literal["none", "auxiliary", "gradient_blending", "ogm_ge", "mmpareto"]
 GRADIENT_METHODS = ("pcgrad", "mgda", "upgrad", "cagrad", "nashmtl")
@@ -111,8 +112,58 @@ class Manifold(Settings):
         return self
 
 
+RATES: Mapping[Method, float] = {"all": 2e-4, "last": 2e-4, "lora": 1e-3}
+"""Peak learning rate of a fine-tuned backbone's last block, by method."""
+
+PACE: Mapping[str, Any] = {"epochs": 8, "batch_size": 16, "learning_rate": 2e-3, "patience": 3}
+"""Settings of the training, where nobody set them, of a spec that fine-tunes a backbone."""
+
+
+class Finetune(Settings):
+    """How the pretrained backbone of an input is trained together with the model.
+
+    Attributes:
+        method: ``all``: every weight but the tables of embeddings; ``last``: those of the upper quarter of the blocks;
+            ``lora``: low-rank changes in the upper half; ``none``: nothing.
+        rank: of the low-rank changes; 8 when not given.
+        learning_rate: peak rate of the last block; by the method when not given.
+        layer_decay: factor of the rate from each block to the one below it.
+        dropout: share of what each of a transformer's layers adds that is dropped in a step.
+    """
+
+    method: Method = "all"
+    rank: int | None = Field(default=None, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    layer_decay: float = Field(default=0.9, gt=0, le=1)
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        """Take a method's name for all of it."""
+        return {"method": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _effective(self) -> Finetune:
+        """Reject settings that the method makes void."""
+        given = sorted(self.model_fields_set - {"method"}) if self.method == "none" else []
+        if given:
+            raise ValueError(f"{given[0]} has no effect with method none, got {getattr(self, given[0])}. Leave it out.")
+        if self.rank is not None and self.method != "lora":
+            raise ValueError(f"rank has no effect with method {self.method}, got {self.rank}. Leave it out.")
+        return self
+
+    @property
+    def peak(self) -> float:
+        """Peak learning rate of the last block."""
+        return RATES[self.method] if self.learning_rate is None else self.learning_rate
+
+
 class Training(Settings):
     """How to learn.
+
+    Where a backbone is fine-tuned, ``epochs``, ``batch_size``, ``learning_rate`` and ``patience`` are 8, 16, 2e-3 and 3
+    unless they are set.
 
     Attributes:
         epochs: at most this many passes over the training rows.
@@ -140,7 +191,12 @@ class Training(Settings):
         dropout: share of a summary's features, and of its token's, that is dropped in a step.
         refit: with at most this many labelled rows, train once more on training and validation rows together, with
             what was chosen on the latter; 0 never does.
-        precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU.
+        finetune: input -> how its backbone is trained with the model. When not given, that of every input whose tokens
+            a task answers for; with an empty mapping, none.
+        microbatch: rows that go through a fine-tuned backbone together, where memory cannot hold a step's
+            ``batch_size``; gradients stay the same, and a third more is computed. 0 takes all.
+        precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU, but for fine-tuned backbones on
+            one that computes in bfloat16 natively.
     """
 
     epochs: int = Field(default=50, ge=1)
@@ -162,6 +218,8 @@ class Training(Settings):
     manifold: Manifold | None = None
     dropout: float = Field(default=0.3, ge=0, lt=1)
     refit: int = Field(default=20_000, ge=0)
+    finetune: dict[str, Finetune] | None = None
+    microbatch: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     @model_validator(mode="before")

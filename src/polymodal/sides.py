@@ -141,7 +141,7 @@ class Sides:
 
     Attributes:
         spec: fitted.
-        embedder: its backbones.
+        embedder: its backbones, as they were pretrained.
         parts: ``train``, and ``valid`` and ``test`` where they have labelled rows.
     """
 
@@ -164,14 +164,15 @@ class Sides:
     ) -> Sides:
         """Divide unless the ``rows`` of each side are given, fit the parts unless they are ``fitted``, and prepare.
 
-        The first rank fills the feature store.
+        Inputs whose backbones are to be fine-tuned stay as they were collated. The first rank fills the feature store.
         """
         ranks, rows = Ranks.join(device), tables.divide(spec) if rows is None else rows
         spec = spec if fitted else tables.fit_parts(spec, rows["train"], progress)
         embedder = Embedder(spec, device, store)
         if not ranks.first:
             ranks.wait()  # the first rank fills the feature store, the others read it
-        parts = tables.prepare(spec, embedder, rows, strict=strict, progress=progress)
+        opened = embedder.with_opened(spec.finetuned)
+        parts = tables.prepare(spec, opened, rows, strict=strict, progress=progress)
         if ranks.first:
             ranks.wait()
         return cls(spec, embedder, parts)

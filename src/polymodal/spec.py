@@ -20,10 +20,10 @@ from pydantic import (
 )
 
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
-from polymodal.errors import SpecError, suggest
+from polymodal.errors import BundleError, SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality
-from polymodal.settings import LOSS_METHODS, Alignment, Data, Settings, Split, Training
+from polymodal.settings import LOSS_METHODS, PACE, Alignment, Data, Finetune, Settings, Split, Training
 from polymodal.task import Task, VectorTask
 from polymodal.tasks import Classify, Regress
 
@@ -53,7 +53,7 @@ class Spec(Settings):
     fusion: Annotated[SerializeAsAny[Fusion], BeforeValidator(Fusion.parse)] = Concat()
     outputs: dict[str, Annotated[SerializeAsAny[Task], BeforeValidator(Task.parse)]] = Field(min_length=1)
     dim: int = Field(default=64, ge=4)
-    training: Training = Training()
+    training: Training = Field(default=Training(), validate_default=True)
     split: Split = Split()
     data: Data | None = None
     seed: int = Field(default=0, ge=0)
@@ -74,6 +74,19 @@ class Spec(Settings):
         if faults:
             raise ValueError("\n".join(faults))
         return found
+
+    @field_validator("training")
+    @classmethod
+    def _paced(cls, training: Training, info: ValidationInfo) -> Training:
+        """Set the pace of fine-tuning where a backbone is fine-tuned and nobody set another."""
+        inputs, tasks = info.data.get("inputs"), info.data.get("outputs")
+        if inputs is None or tasks is None:
+            return training
+        about, chosen = {task.about for task in tasks.values()} - {None}, training.finetune
+        tuned = about if chosen is None else {name for name, plan in chosen.items() if plan.method != "none"}
+        unset = {name: value for name, value in PACE.items() if name not in training.model_fields_set}
+        pretrained = any(name in inputs and _pretrained(inputs[name]) for name in tuned)
+        return training.model_copy(update=unset) if pretrained else training
 
     @model_validator(mode="after")
     def _columns_and_version(self) -> Self:
@@ -113,6 +126,7 @@ class Spec(Settings):
             faults.append("mixup must have a task with one answer per row, got none. Leave it out.")
         if plan.alignment is not None:
             faults += self._alignment(plan.alignment)
+        faults += self._finetune()
         if faults:
             raise ValueError("\n".join(f"training.{fault}" for fault in faults))
         return self
@@ -128,6 +142,19 @@ class Spec(Settings):
             for name in unknown
         ]
 
+    def _finetune(self) -> list[str]:
+        faults = []
+        for name in self.training.finetune or ():
+            if name not in self.inputs:
+                known = list(self.inputs)
+                faults.append(f"finetune must name inputs among {known}, got {name!r}.{suggest(name, known)}")
+            elif not _pretrained(self.inputs[name]):
+                faults.append(f"finetune must name inputs with a backbone, got {name!r}, which has none. Leave it out.")
+        size = self.training.microbatch
+        if size and not faults and not self.finetuned:
+            faults.append(f"microbatch has no effect where no backbone is fine-tuned, got {size}. Leave it out.")
+        return faults
+
     @property
     def summarised(self) -> tuple[str, ...]:
         """Inputs that reach the model as their backbone's summary, since nothing asks for their tokens."""
@@ -142,6 +169,14 @@ class Spec(Settings):
         """Inputs whose tokens a task answers for."""
         named = {task.about for task in self.outputs.values()}
         return tuple(name for name in self.inputs if name in named)
+
+    @property
+    def finetuned(self) -> dict[str, Finetune]:
+        """Inputs whose backbones are trained with the model, and how."""
+        chosen = self.training.finetune
+        if chosen is None:
+            return {name: Finetune() for name in self.about if self.inputs[name].backbone() is not None}
+        return {name: plan for name, plan in chosen.items() if plan.method != "none"}
 
     @classmethod
     def parse(cls, value: Spec | Mapping[str, Any] | str | Path) -> Spec:
@@ -189,8 +224,18 @@ class Spec(Settings):
             parts = getattr(self, kind)
             mapping[kind] = {name: _short(part) for name, part in parts.items()}
         mapping["fusion"] = _short(self.fusion)
+        if self.finetuned:  # whose defaults are others
+            mapping["training"] = mapping.get("training", {}) | {name: getattr(self.training, name) for name in PACE}
         order = [name for name in Spec.model_fields if name in mapping]
         return yaml.safe_dump({name: mapping[name] for name in order}, sort_keys=False, allow_unicode=True)
+
+
+def _pretrained(part: Modality) -> bool:
+    """Whether a modality has a backbone. That one is missing here is said where it is used."""
+    try:
+        return part.backbone() is not None
+    except (SpecError, BundleError):
+        return True
 
 
 def _short(part: Modality | Fusion | Task) -> str | dict[str, Any]:
@@ -235,12 +280,17 @@ def _settings(loc: tuple[Any, ...], spec: Any) -> list[str]:
             spec = spec[step]
         name = spec if isinstance(spec, str) else spec.get("type")
         model, loc = kinds[loc[0]].known.get(name), loc[size:]
-    for step in loc:
-        model = _model_in(model.model_fields[step].annotation) if model and step in model.model_fields else None
+    for i, step in enumerate(loc):
+        if model is None or step not in model.model_fields:
+            named = model is not None and i and loc[i - 1] == "finetune"  # a step that is a name of the user's
+            model = model if named else None
+        else:
+            model = _model_in(model.model_fields[step].annotation)
     return [] if model is None else [field.alias or name for name, field in model.model_fields.items()]
 
 
 def _model_in(annotation: Any) -> type[BaseModel] | None:
     """The group of settings that a field's type allows, if there is one."""
-    found = [a for a in (annotation, *get_args(annotation)) if isinstance(a, type) and issubclass(a, BaseModel)]
-    return found[0] if found else None
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next(filter(None, map(_model_in, get_args(annotation))), None)

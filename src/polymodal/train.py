@@ -11,13 +11,14 @@ from dataclasses import asdict
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from polymodal import balance
 from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.data.loader import Prepared
+from polymodal.devices import computes_in_half
 from polymodal.errors import PolymodalError, SpecError
 from polymodal.model import Mixing, Model
+from polymodal.nn.average import average_of, kept, take, update
 from polymodal.nn.optimise import AdamW, decay_groups, schedule
 from polymodal.objectives.gradients import Gradients
 from polymodal.objectives.methods import objective
@@ -28,6 +29,10 @@ from polymodal.types import Batch
 
 ESTIMATE_EPOCHS = 10
 """Epochs, at most, of the trainings by which gradient blending finds its weights."""
+
+
+WINDOW = 40
+"""Steps whose rows are sorted by length together, where that matters."""
 
 
 def hide(batch: Batch, drop: Tensor) -> Batch:
@@ -71,10 +76,12 @@ class Trainer:
         self.spec, self.plan = model.spec, model.spec.training
         self.model, self.train, self.valid = model.to(device), train, valid
         self.device, self.checkpoint, self.ranks = device, checkpoint, Ranks.join(device)
-        self.average = copy.deepcopy(model).eval()
+        for trunk in (trunk for _, trunk in model.thawed.items()):
+            trunk.size, trunk.in_half = self.plan.microbatch, computes_in_half(self.plan.precision, device)
+        self.average = average_of(model)
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(self.spec.seed)
-        self.optimizer = AdamW(decay_groups(model, self.plan.weight_decay))
+        self.optimizer = AdamW(decay_groups(model, self.plan.weight_decay, model.factors()))
         self.objective, self.gradients = objective(self.spec, self.generator), Gradients(model, self.ranks)
         self.watched, self.blend = monitored(self.spec), dict(blend or {})
         self.history: list[Epoch] = []
@@ -94,10 +101,10 @@ class Trainer:
             epoch = self._epoch(len(self.history))
             self.history.append(epoch)
             if self.valid is None or epoch is best_epoch(self.history, self.plan.monitor):
-                self.best = {name: t.clone() for name, t in self.average.state_dict().items()}
+                self.best = {name: t.clone() for name, t in kept(self.average).items()}
             self._save()
             on_epoch(epoch)
-        self.model.load_state_dict(self.best)
+        take(self.model, self.best)
         self.model.eval()
         return self.history
 
@@ -106,7 +113,7 @@ class Trainer:
         self.objective.start()
         torch.manual_seed(((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank) % 2**63)
         order = torch.randperm(len(self.train), generator=self.generator)
-        parts = self.ranks.batches(order, self.plan.batch_size)
+        parts = self._parts(order)
         total, sums = 0.0, dict[str, float]()
         norms = torch.zeros(len(self.model.names), device=self.device)
         for rows in parts:
@@ -119,6 +126,15 @@ class Trainer:
         loss, terms, score = (None, {}, None) if self.valid is None else self._validate(self.valid)
         loss, score = self.ranks.agree(loss, self.device), self.ranks.agree(score, self.device)
         return Epoch(number, total / len(parts), loss, means, terms, gradients, score)
+
+    def _parts(self, order: Tensor) -> list[Tensor]:
+        """Rows of each step; where a backbone is trained, those of a step are of like length."""
+        lengths, size = self.train.lengths, self.plan.batch_size
+        if lengths is None:
+            return self.ranks.batches(order, size)
+        windows = (some[lengths[some].argsort(stable=True)] for some in order.split(WINDOW * size))
+        parts = self.ranks.batches(torch.cat(list(windows)), size)
+        return [parts[i] for i in torch.randperm(len(parts), generator=self.generator).tolist()]
 
     def _step(self, rows: Tensor, epoch: int, steps: int, norms: Tensor) -> tuple[float, dict[str, float]]:
         drop = torch.rand(len(self.spec.inputs), len(rows), generator=self.generator) < self.plan.modality_dropout
@@ -148,7 +164,8 @@ class Trainer:
         with balance.slowed(self.model, factors):
             self.optimizer.step(rate)
         self.objective.step(rate)
-        self._update_average()
+        self.step += 1
+        update(self.average, self.model, min(self.plan.averaging, self.step / (self.step + 9)), self.step)
         return total, losses.means
 
     def _differentiate(self, losses: Losses) -> float:
@@ -185,14 +202,6 @@ class Trainer:
         partner = self.ranks.mine(order).argsort().to(self.device)
         return Mixing(partner, torch.full((len(partner),), max(share, 1 - share), device=self.device))
 
-    @torch.no_grad()
-    def _update_average(self) -> None:
-        self.step += 1
-        decay = min(self.plan.averaging, self.step / (self.step + 9))
-        get_ema_multi_avg_fn(decay)(list(self.average.parameters()), list(self.model.parameters()), self.step)
-        for mine, theirs in zip(self.average.buffers(), self.model.buffers(), strict=True):
-            mine.copy_(theirs)  # running statistics are averages already
-
     def _validate(self, valid: Prepared) -> tuple[float, dict[str, float], float | None]:
         """Weighted sum of the tasks' losses, each loss by itself, and the monitored score, of the averaged model."""
         task, name = self.watched or (None, "")
@@ -204,10 +213,8 @@ class Trainer:
             check_score(self.spec, measure(self.average, self.valid, self.device, self.watched[0])[1])
 
     def _precision(self) -> torch.autocast:
-        wanted = self.plan.precision
-        on = wanted == "bfloat16" or (
-            wanted == "auto" and self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        )
+        on = self.device.type != "cpu" or self.plan.precision != "auto"
+        on = on and computes_in_half(self.plan.precision, self.device)
         return torch.autocast(self.device.type, torch.bfloat16, enabled=on)
 
     def _stalled(self) -> bool:
@@ -220,8 +227,8 @@ class Trainer:
         if self.checkpoint is None or not self.ranks.first:
             return
         tensors: dict[str, Tensor] = {"random/order": self.generator.get_state()}
-        pack("model", self.model.state_dict(), tensors)
-        pack("average", self.average.state_dict(), tensors)
+        pack("model", kept(self.model), tensors)
+        pack("average", kept(self.average), tensors)
         pack("best", self.best, tensors)
         pack("optimizer", self.optimizer.tensors(), tensors)
         pack("objective", self.objective.tensors(), tensors)
@@ -239,8 +246,8 @@ class Trainer:
         tensors, state = found
         self.step, self.history = state["step"], [Epoch(**epoch) for epoch in state["history"]]
         self.blend = state["blend"]
-        self.model.load_state_dict(unpack("model", tensors))
-        self.average.load_state_dict(unpack("average", tensors))
+        take(self.model, unpack("model", tensors))
+        take(self.average, unpack("average", tensors))
         self.best = {name: t.to(self.device) for name, t in unpack("best", tensors).items()}
         self.optimizer.load(unpack("optimizer", tensors))
         self.objective.load(unpack("objective", tensors))

@@ -41,6 +41,9 @@ def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
     Weights are shared by all tasks, whose losses are added up with the tasks' weights; where an input is absent,
     the others' weights are scaled up, as at prediction.
     """
+    tasks = {n: task for n, task in model.spec.outputs.items() if isinstance(task, VectorTask)}
+    if not tasks:
+        return
     batch = valid.batch(torch.arange(len(valid))).to(device)
     single = model(batch.inputs).single
     present = torch.stack([x.present for x in batch.inputs.values()], 1)
@@ -49,12 +52,11 @@ def _weigh_votes(model: Model, valid: Prepared, device: torch.device) -> None:
             own = batch.targets[n].without(~present[:, column])
             if isinstance(task, VectorTask) and bool(own.present.any()):
                 model.certainty[row, column] = task.calibrate(single[n][name], own).certainty
-    votes = {n: model.votes(n, single[n]) for n in model.spec.outputs}
+    votes = {n: model.votes(n, single[n]) for n in tasks}
 
     def loss(scores: Tensor) -> Tensor:
         weights = present_softmax(scores.expand_as(present), present)
-        terms = [t.weight * t.loss(model.vector_task(n).mix(votes[n], weights), batch.targets[n])
-                 for n, t in model.spec.outputs.items()]  # fmt: skip
+        terms = [t.weight * t.loss(t.mix(votes[n], weights), batch.targets[n]) for n, t in tasks.items()]
         return torch.stack(terms).sum() + PRIOR * scores.square().sum()
 
     scores = minimise(loss, torch.zeros(len(model.names), device=device), STEPS)
@@ -67,6 +69,8 @@ def _blend(model: Model, valid: Prepared, device: torch.device) -> None:
 
     Having everything counts as much as all the removals together. Ties leave the answer to the fusion model.
     """
+    if not model.linear.names:
+        return
     names = list(model.names)
     removals = [[name] for name in names] if len(names) > 1 else []
     losses = {n: torch.zeros(len(SHARES)) for n in model.linear}

@@ -19,9 +19,11 @@ from polymodal.data.embedding import Embedder
 from polymodal.data.features import cache_folder
 from polymodal.data.gather import Progress, silent
 from polymodal.data.loader import prepare
+from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.errors import SpecError
 from polymodal.nn.provider import INT8, RUNTIMES, exact
+from polymodal.predictions import by_row
 from polymodal.runtimes import Choice
 from polymodal.server.run import PACKAGES
 from polymodal.tracing import answerer
@@ -168,14 +170,8 @@ class _Trial:
     def ways(self) -> dict[str, Callable[[], list[Check]]]:
         """Each way by a name, in order; the reference must be asked first."""
         runtimes = {name: partial(self.runtime, name) for name in self._runtimes()}
-        return {
-            "torch": self.torch,
-            **runtimes,
-            "graph": self.graph,
-            "single": self.single,
-            "saved": self.saved,
-            "server": self.server,
-        }
+        found = {"torch": self.torch, **runtimes, "graph": self.graph, "single": self.single}
+        return {**found, "saved": self.saved, "server": self.server}
 
     def _runtimes(self) -> list[str]:
         """Those that this bundle's backbones could run in on a CPU."""
@@ -266,16 +262,17 @@ class _Trial:
         """Answers to all rows, milliseconds a row, headline scores."""
         spec = self.bundle.spec
         prepare(spec, self.table.head(1), embedder, targets=False)  # loads what is only loaded when it is needed
+        values = {name: list(Source(name, spec.inputs[name], self.table)) for name in spec.about}
         start = time.perf_counter()
         prepared = prepare(spec, self.table, embedder, targets=self.labelled)
         batch = prepared.batch(torch.arange(len(prepared)))
         with torch.inference_mode():
             raw = decode(batch.inputs)
-        told = {n: task.predict(raw[n]) for n, task in spec.outputs.items()}
+        told, ms = by_row(spec, raw, values), self._since(start)
         ms = self._since(start)
         every = {n: spec.outputs[n].metrics(raw[n], target) for n, target in batch.targets.items()}
         scores = {n: next(iter(found.values())) for n, found in every.items() if found}  # none where undefined
-        return [dict(zip(told, row, strict=True)) for row in zip(*told.values(), strict=True)], ms, scores
+        return told, ms, scores
 
     def _since(self, start: float) -> float:
         return (time.perf_counter() - start) * 1e3 / len(self.rows)

@@ -41,6 +41,7 @@ def serve(  # noqa: PLR0913  (options of a command)
     allow_hosts: Annotated[list[str] | None, typer.Option(help="Host that media may be fetched from; repeat.")] = None,
     watch: Annotated[float, typer.Option(help="Seconds between looks for a new version; 0 never looks.")] = 2.0,
     drain: Annotated[float, typer.Option(help="Seconds to finish what was taken in, when stopped.")] = 30.0,
+    index: Annotated[Path | None, typer.Option(help="Folder of an index to answer /v1/find from.")] = None,
     page: Annotated[bool, typer.Option("--page/--no-page", help="Show / to try the model on, and /docs.")] = True,
 ) -> None:
     """Answer over HTTP, with a page to try the model on."""
@@ -48,7 +49,7 @@ def serve(  # noqa: PLR0913  (options of a command)
         *bundles, host=host, port=port, workers=workers, device=device, runtime=runtime, threads=threads, batch=batch,
         wait_ms=wait_ms, queue=queue, deadline=deadline, max_body=max_body, max_rows=max_rows, max_pixels=max_pixels,
         max_seconds=max_seconds, token=token, allow_hosts=tuple(allow_hosts or ()), watch=watch, drain=drain,
-        page=page, tell=typer.echo,
+        index=index, page=page, tell=typer.echo,
     )  # fmt: skip
 
 

@@ -96,6 +96,8 @@ def _plain(value: Any) -> Any:
         return value.item()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return ["array", str(value.dtype), value.shape, digest(value.tobytes()).hex()]
+    if isinstance(value, np.ndarray) and value.dtype.kind in "OU":  # words
+        return value.tolist()
     if isinstance(value, (datetime, date, time, timedelta, Decimal)):
         return [type(value).__name__, str(value)]
     if isinstance(value, (bytes, bytearray, memoryview)):

@@ -7,7 +7,7 @@ import hashlib
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -43,6 +43,7 @@ class Embedder:
         summarised: inputs that the model takes as one summary per sample.
         adapted: input name -> the backbone that takes the place of its modality's.
         int8: input name -> int8 graph of its backbone, where there is one.
+        opened: inputs whose values stay as they were collated, for a model that trains their backbones itself.
         threads: of one call of an inference runtime; as many as torch uses if None.
     """
 
@@ -57,9 +58,17 @@ class Embedder:
         self.modalities: dict[str, Modality] = dict(spec.inputs)
         self.device, self.store, self.summarised = device, store, spec.summarised
         self.adapted, self.int8 = dict(adapted or {}), dict(int8 or {})
+        self.opened: frozenset[str] = frozenset()
         self.threads: int | None = None
         self._named: dict[str, Runtime] = {}
         self._ready: dict[str, Backbone] = {}
+
+    def with_opened(self, names: Iterable[str]) -> Embedder:
+        """The same, but for inputs whose values stay as they were collated."""
+        other = copy.copy(self)
+        other.opened = frozenset(names)
+        other.summarised = tuple(name for name in self.summarised if name not in other.opened)
+        return other
 
     def with_adapted(self, name: str, backbone: Backbone) -> Embedder:
         """The same, already loaded backbones included, but for one input's."""
@@ -129,7 +138,9 @@ class Embedder:
         return other
 
     def backbone(self, name: str) -> Backbone | None:
-        """The backbone of an input: the adapted one, else as its modality gives it."""
+        """The backbone of an input: the adapted one, else as its modality gives it; None where it is opened."""
+        if name in self.opened:
+            return None
         return self.adapted.get(name) or self.modalities[name].backbone()
 
     def key(self, name: str) -> str:
@@ -181,6 +192,13 @@ class Embedder:
             return Masked(torch.zeros(len(x), 1, backbone.width), rows[:, None])
         here = x if bool(rows.all()) else x[rows]
         return rounded(self.run(name, self._fast(name, backbone, here[:1]), here)).spread(rows)
+
+    def tokens(self, name: str, x: Masked) -> Masked:
+        """Tokens (B, T, W) as an input's backbone gives them, not rounded, on the CPU. Every row must be present."""
+        backbone = self.backbone(name)
+        if backbone is None:
+            raise ValueError(f"name must be of an input with a backbone, got {name!r}.")
+        return self.run(name, self._fast(name, backbone, x[:1]), x)
 
     @torch.inference_mode()
     def run(self, name: str, backbone: Backbone, x: Masked) -> Masked:

@@ -7,9 +7,9 @@ import gzip
 import io
 import json
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -19,14 +19,26 @@ import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from polymodal.data import conll
 from polymodal.data.cells import is_url, open_url
+from polymodal.data.spool import (
+    BATCH,
+    SMALL,
+    Opener,
+    check_encoding,
+    check_names,
+    is_small,
+    plain,
+    plain_table,
+    spool,
+    text_lines,
+)
 from polymodal.errors import DataError, suggest
 
 Parsers = dict[str, Callable[[str], Any]]
-Opener = Callable[[], AbstractContextManager[BinaryIO]]
 
-SMALL = 8 << 20  # bytes up to which a table is simply held in memory
-_BATCH = 8 << 20  # bytes of rows in flight while a large one is converted
+_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
+_SOUNDS = {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff"}
 # A column of CSV text becomes numbers only if no cell loses anything by it: 007, +49 or 20 digits stay text.
 _PATTERNS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "bool": (r"^(true|false|True|False|TRUE|FALSE)$", lambda text: text[0] in "tT"),
@@ -39,7 +51,8 @@ def read_file(place: str | Path) -> tuple[pa.Table, Parsers]:
     """Read a table file.
 
     Args:
-        place: local path or URL that ends in .csv, .tsv, .parquet, .jsonl or .ndjson; text may end in .gz too.
+        place: local path or URL that ends in .csv, .tsv, .parquet, .jsonl, .ndjson or like a CoNLL file; text may end
+            in .gz too. A file of another name is read as CoNLL if it begins like one.
 
     Returns:
         The columns, and for columns kept as text the function that turns a cell into its value.
@@ -49,85 +62,77 @@ def read_file(place: str | Path) -> tuple[pa.Table, Parsers]:
     """
     suffixes = [s.lower() for s in Path(str(place)).suffixes]
     packed = suffixes[-1:] == [".gz"]
-    kind = (suffixes[:-1] if packed else suffixes)[-1:]
-    reader = _READERS.get(kind[0] if kind else "")
-    if reader is None or (packed and kind == [".parquet"]):
-        raise DataError(
-            f"{place} must end in one of {sorted(_READERS)} (text also with .gz), or be a folder per class."
-        )
+    kind = ((suffixes[:-1] if packed else suffixes)[-1:] or [""])[0]
+    reader, opener = _READERS.get(kind), open_file(place)
+    with readable(place, kind):
+        if reader is None and conll.looks_like(opener, place):
+            reader = _read_conll
+        if reader is None or (packed and kind == ".parquet"):
+            raise DataError(
+                f"{place} must end in one of {sorted(_READERS)} (text also with .gz), or be a folder per class."
+            )
+        return reader(opener, place)
+
+
+def open_file(place: str | Path) -> Opener:
+    """What opens a local path or a URL for reading; unpacks what ends in .gz."""
 
     @contextmanager
     def opener() -> Iterator[BinaryIO]:
         with open_url(place) if isinstance(place, str) and is_url(place) else open(place, "rb") as raw:
-            if not packed:
+            if not str(place).lower().endswith(".gz"):
                 yield raw
             else:
                 with gzip.GzipFile(fileobj=raw) as file:
                     yield file  # pyright: ignore[reportReturnType]
 
+    return opener
+
+
+@contextmanager
+def readable(place: str | Path, kind: str = "text") -> Iterator[None]:
+    """Raise a DataError that tells why a file cannot be read."""
     try:
-        return reader(opener, place)
+        yield
     except FileNotFoundError:
         near = suggest(Path(place).name, os.listdir(Path(place).parent)) if Path(place).parent.is_dir() else ""
         raise DataError(f"{place} must be a table file, but does not exist.{near}") from None
     except PermissionError as error:
         raise DataError(f"{place} must be readable: {error}.") from None
     except (OSError, EOFError, pa.ArrowException) as error:
-        raise DataError(f"{place} must be readable as {kind[0]}: {error}") from None
+        raise DataError(f"{place} must be readable as {kind}: {error}") from None
 
 
-def _spool(schema: pa.Schema, batches: Iterable[pa.RecordBatch], small: bool) -> pa.Table:
-    """Hold batches in memory if small, else in an unlinked temporary file that the operating system maps."""
-    if small:
-        return pa.Table.from_batches(list(batches), schema)
-    with tempfile.NamedTemporaryFile(prefix="polymodal-", suffix=".arrow", delete=False) as file:
-        try:
-            with pa.ipc.new_file(file, schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            file.flush()
-            table = pa.ipc.open_file(pa.memory_map(file.name)).read_all()
-        except OSError as error:
-            if error.errno is None:
-                raise
-            raise DataError(
-                f"{file.name} must hold a copy of the table: {error}. Set TMPDIR to a folder with space."
-            ) from None
-        finally:
-            with suppress(OSError):  # Windows keeps an open file
-                os.unlink(file.name)
-    return table
+def list_folder(folder: Path) -> dict[str, list[str]]:
+    """List ``folder/<class>/<file>``.
 
+    Returns:
+        {"image" or "audio": paths relative to the folder, "label": names of their folders}, sorted.
 
-def _is_small(place: str | Path, limit: int = SMALL) -> bool:
-    """Whether a local file has fewer bytes than ``limit``."""
-    return not is_url(str(place)) and os.path.getsize(place) < limit
+    Raises:
+        DataError: there is no media file in a class folder, or pictures and sounds are mixed.
+    """
+    found: dict[str, list[str]] = {"image": [], "audio": []}
+    other = []
+    for path in sorted(folder.glob("*/*")):
+        if path.name.startswith(".") or path.parent.name.startswith(".") or not path.is_file():
+            continue
+        ending = path.suffix.lower()
+        kind = "image" if ending in _IMAGES else "audio" if ending in _SOUNDS else None
+        (found[kind] if kind else other).append(path.relative_to(folder).as_posix())
+    media = [kind for kind in found if found[kind]]
+    if len(media) != 1:
+        got = "both" if media else f"{len(other)} other files" if other else "none"
+        raise DataError(
+            f"{folder} must hold pictures or sounds as <class>/<file>, got {got}. Or give a table of paths."
+        )
+    if other:
+        warnings.warn(f"{folder}: left out {len(other)} files that are no media, as {other[0]}.", stacklevel=4)
+    paths = found[media[0]]
+    return {media[0]: paths, "label": [path.split("/")[0] for path in paths]}
 
 
 # Parquet
-
-
-def plain(kind: pa.DataType) -> pa.DataType:
-    """The nearest type whose values are plain Python objects."""
-    if isinstance(kind, pa.DictionaryType):
-        return kind.value_type
-    if isinstance(kind, pa.BaseExtensionType):
-        return kind.storage_type
-    if pa.types.is_timestamp(kind) and kind.unit == "ns":
-        return pa.timestamp("us", kind.tz)
-    if pa.types.is_duration(kind):
-        return pa.duration("us")
-    if pa.types.is_time64(kind):
-        return pa.time64("us")
-    return pa.float64() if pa.types.is_decimal(kind) else kind
-
-
-def plain_table(table: pa.Table) -> pa.Table:
-    """Cast the columns whose type is not plain."""
-    for i, field in enumerate(table.schema):
-        if plain(field.type) != field.type:
-            table = table.set_column(i, field.name, table.column(i).cast(plain(field.type), safe=False))
-    return table
 
 
 def _read_parquet(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
@@ -136,11 +141,11 @@ def _read_parquet(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]
         meta = file.metadata
         size = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
         check_names(file.schema_arrow.names, str(place))
-        rows = max(1, min(65536, _BATCH * meta.num_rows // max(size, 1)))
+        rows = max(1, min(65536, BATCH * meta.num_rows // max(size, 1)))
         schema = pa.schema([(f.name, plain(f.type)) for f in file.schema_arrow])
         whole = (plain_table(pa.Table.from_batches([b])) for b in file.iter_batches(rows, use_threads=False))
         batches = (batch for table in whole for batch in table.cast(schema).to_batches())
-        return _spool(schema, batches, size < SMALL), {}
+        return spool(schema, batches, size < SMALL), {}
 
 
 # CSV
@@ -156,7 +161,7 @@ def _read_csv(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
     def batches(raw: BinaryIO) -> Iterator[pa.RecordBatch]:
         with pa_csv.open_csv(
             raw,
-            pa_csv.ReadOptions(use_threads=False, column_names=names, skip_rows_after_names=1, block_size=_BATCH),
+            pa_csv.ReadOptions(use_threads=False, column_names=names, skip_rows_after_names=1, block_size=BATCH),
             pa_csv.ParseOptions(
                 delimiter=delimiter, newlines_in_values=True, invalid_row_handler=lambda r: wrong.append(r) or "error"
             ),
@@ -171,7 +176,7 @@ def _read_csv(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
 
     try:
         with opener() as raw:
-            table = _spool(text, batches(raw), _is_small(place, SMALL // 8 if str(place).endswith(".gz") else SMALL))
+            table = spool(text, batches(raw), is_small(place))
     except pa.ArrowInvalid as error:
         if wrong:
             row, cells = wrong[0], wrong[0].actual_columns
@@ -179,7 +184,7 @@ def _read_csv(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
                 f"{place}: row {row.number} (the header is row 1) must have {row.expected_columns} cells, got {cells}: "
                 f"{row.text[:60]!r}. Quote cells that hold the delimiter {delimiter!r}."
             ) from None
-        _check_encoding(opener, place)
+        check_encoding(opener, place)
         if "Empty CSV" in str(error):
             return text.empty_table(), {}
         raise
@@ -203,43 +208,11 @@ def _header(opener: Opener, place: str | Path) -> tuple[list[str], str]:
             lines = iter([line, *islice(file, 100)])  # a quoted name may hold line breaks
             names = next(csv.reader(lines, delimiter=delimiter), [])
         except UnicodeDecodeError:
-            _check_encoding(opener, place)
+            check_encoding(opener, place)
             raise
     names = [name.strip() or f"column_{i + 1}" for i, name in enumerate(names)]
     check_names(names, str(place))
     return names, delimiter
-
-
-def _check_encoding(opener: Opener, place: str | Path) -> None:
-    """Raise a DataError that tells the first line that is not UTF-8, if there is one."""
-    with opener() as raw:
-        for number, line in enumerate(raw, 1):
-            _decode(line, number, place)
-
-
-def _decode(line: bytes, number: int, place: str | Path) -> str:
-    """Decode a line of UTF-8."""
-    try:
-        return line.decode("utf-8-sig" if number == 1 else "utf-8")
-    except UnicodeDecodeError as error:
-        guess = "utf-16" if line[:2] in (b"\xff\xfe", b"\xfe\xff") else "latin-1"
-        raise DataError(
-            f"{place}: line {number} must be UTF-8, got byte 0x{line[error.start]:02x} at position {error.start}. "
-            f"It may be {guess}: convert it with iconv -f {guess} -t utf-8."
-        ) from None
-
-
-def check_names(names: Iterable[str], source: str) -> None:
-    """Reject repeated column names.
-
-    Raises:
-        DataError: a name repeats.
-    """
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise DataError(f"{source}: column names must differ, got {name!r} twice. Rename one of them.")
-        seen.add(name)
 
 
 # JSON lines
@@ -257,7 +230,7 @@ def _read_jsonl(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
             cells = [None if row.get(n) is None else json.dumps(row[n], ensure_ascii=False) for n in names]
             rows.append(cells)
             size += sum(len(c) for c in cells if c)
-            if size > _BATCH or len(rows) == 65536:
+            if size > BATCH or len(rows) == 65536:
                 yield pa.RecordBatch.from_arrays(
                     [pa.array(c, pa.large_string()) for c in zip(*rows, strict=True)], schema=schema
                 )
@@ -267,24 +240,31 @@ def _read_jsonl(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
                 [pa.array(c, pa.large_string()) for c in zip(*rows, strict=True)], schema=schema
             )
 
-    small = _is_small(place, SMALL // 8 if str(place).endswith(".gz") else SMALL)
-    return _spool(schema, batches(), small), dict.fromkeys(names, json.loads)
+    small = is_small(place)
+    return spool(schema, batches(), small), dict.fromkeys(names, json.loads)
 
 
 def _objects(opener: Opener, place: str | Path) -> Iterator[dict[str, Any]]:
     """One object per line that is not blank."""
-    with opener() as raw:
-        for number, line in enumerate(raw, 1):
-            text = _decode(line, number, place).strip()
-            if not text:
-                continue
-            try:
-                row = json.loads(text)
-            except ValueError as error:
-                raise DataError(f"{place}: line {number} must be one JSON object: {error}.") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{place}: line {number} must be one JSON object, got {text[:40]!r}.")
-            yield row
+    for number, line in text_lines(opener, place):
+        text = line.strip()
+        if not text:
+            continue
+        try:
+            row = json.loads(text)
+        except ValueError as error:
+            raise DataError(f"{place}: line {number} must be one JSON object: {error}.") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: line {number} must be one JSON object, got {text[:40]!r}.")
+        yield row
+
+
+# CoNLL
+
+
+def _read_conll(opener: Opener, place: str | Path) -> tuple[pa.Table, Parsers]:
+    """Keep every sentence as lists."""
+    return conll.read(opener, place), {}
 
 
 _READERS: dict[str, Callable[[Opener, str | Path], tuple[pa.Table, Parsers]]] = {
@@ -293,4 +273,5 @@ _READERS: dict[str, Callable[[Opener, str | Path], tuple[pa.Table, Parsers]]] = 
     ".parquet": _read_parquet,
     ".jsonl": _read_jsonl,
     ".ndjson": _read_jsonl,
+    **dict.fromkeys(conll.ENDINGS, _read_conll),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from polymodal.data.cells import Cell
 from polymodal.data.clean import InputReport, Quarantined
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
+from polymodal.data.rows import FlatRows, OpenRows, Rows
 from polymodal.data.shelf import Shelf, StoredRows
 from polymodal.data.source import Source
 from polymodal.part import Reading
@@ -28,20 +29,15 @@ EMBED = 8
 HELD = 64 << 20
 """Bytes of summaries up to which they are held in memory."""
 
+OPEN = 256 << 20
+"""Bytes of collated values of one input up to which they are held in memory for a model that trains its backbone."""
+
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many rows are done and how many there are."""
 
 
 def silent(what: str, done: int, total: int) -> None:
     """Progress that nobody watches."""
-
-
-class Rows(Protocol):
-    """Collated or embedded samples of one input, by row number."""
-
-    def batch(self, indices: Tensor) -> Masked:
-        """Gather some rows (B,) int64 into (B, N, ...)."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +141,10 @@ class Gathering(Survey):
 
     def rows(self) -> Rows:
         """Go through every cell."""
+        if self.source.name in self.embedder.opened:
+            rows = self._opened()
+            self.report.count(self.digests, self.absent)
+            return rows
         store = self.embedder.store
         slow = self.source.modality.media or self._backbone is not None
         if slow and store is not None:
@@ -156,6 +156,20 @@ class Gathering(Survey):
             return rows
         view = SummaryRows(rows, self.embedder, self.source.name)
         return view.held(len(self.source))
+
+    def _opened(self) -> OpenRows:
+        """Collate everything, and hold it unless it is too much."""
+        lengths, parts, size = list[Tensor](), list[Masked](), 0
+        for start, cells in self.chunks():
+            values = self.read(start, cells)
+            for first in range(0, len(values), EMBED):  # few, so that one long row does not lengthen many
+                some = self.source.modality.collate(values[first : first + EMBED])
+                lengths.append(some.mask.sum(1))
+                size += some.values.nbytes
+                parts.append(some)
+                if size > OPEN:
+                    parts.clear()
+        return OpenRows(self.source, torch.cat(lengths), FlatRows(parts) if size <= OPEN else None)
 
     def _kept(self, store: FeatureStore) -> StoredRows:
         """Compute what the store does not have yet, then look at all of it there."""

@@ -13,10 +13,11 @@ from typing import Any, Literal
 import numpy as np
 from PIL import Image
 
+from polymodal.data.listed import aligned, are_tags, are_words, vocabulary
 from polymodal.errors import DataError
 from polymodal.values import MISSING_VALUE, is_missing, parse_boolean, parse_category, parse_date, parse_number
 
-Kind = Literal["text", "image", "audio", "number", "category", "boolean", "date", "ignored"]
+Kind = Literal["text", "words", "image", "audio", "number", "category", "boolean", "date", "ignored"]
 
 MOST = 0.9  # share of cells that must parse for a column to be of a kind
 ASKED = 32  # cells of a column that are looked up as files: a look-up may go over a network
@@ -65,7 +66,19 @@ def infer_kinds(columns: Mapping[str, Sequence[Any]], exists: Callable[[str], bo
         except OSError:  # a text too long for a path
             return False
 
-    return {name: infer_kind(name, cells, found) for name, cells in columns.items()}
+    return _unaligned(columns, {name: infer_kind(name, cells, found) for name, cells in columns.items()})
+
+
+def _unaligned(columns: Mapping[str, Sequence[Any]], guesses: Mapping[str, Guess]) -> dict[str, Guess]:
+    """Guesses without the columns of lists that annotate another one's words: of like length, with fewer texts."""
+    kept = dict(guesses)
+    lists = sorted((n for n in kept if kept[n].kind == "words"), key=lambda n: -vocabulary(columns[n]))
+    for name in lists:
+        if kept[name].kind == "words":
+            for other in (n for n in lists if n != name and kept[n].kind == "words"):
+                if aligned(columns[name], columns[other]):
+                    kept[other] = Guess("ignored", f"one for each word of {name}: it may be a target, but is no input")
+    return kept
 
 
 def infer_kind(name: str, cells: Sequence[Any], exists: Callable[[str], bool]) -> Guess:
@@ -75,8 +88,8 @@ def infer_kind(name: str, cells: Sequence[Any], exists: Callable[[str], bool]) -
         return Guess("ignored", "every cell is empty")
     if guess := _media(cells, exists):
         return guess
-    if any(isinstance(cell, list | tuple | dict | np.ndarray) for cell in cells):
-        return Guess("ignored", "cells are lists, mappings or arrays, which no kind of input takes yet")
+    if guess := _lists(cells):
+        return guess
     keys = [parse_category(cell) or "" for cell in cells if not isinstance(cell, bytes)]
     counts = Counter(keys)
     if len(keys) > 1 and len(counts) == 1:
@@ -127,6 +140,17 @@ def _medium(cell: Any) -> str | None:
     bare = cell.strip().split("?", 1)[0] if "://" in cell else cell.strip()
     path = _PATH.fullmatch(bare)
     return _EXTENSIONS.get(path[1].lower()) if path else None
+
+
+def _lists(cells: Sequence[Any]) -> Guess | None:
+    """Words of sentences, and other lists."""
+    if are_words(cells):
+        if are_tags(cells):
+            return Guess("ignored", "tags of words, which may be a target, but are no input")
+        return Guess("words", f"lists of words, {vocabulary(cells)} different ones")
+    if any(isinstance(cell, list | tuple | dict | np.ndarray) for cell in cells):
+        return Guess("ignored", "cells are lists, mappings or arrays, which no kind of input takes yet")
+    return None
 
 
 def _plain(name: str, cells: Sequence[Any], counts: Counter[str]) -> Guess | None:
@@ -192,7 +216,7 @@ def _whole(key: str) -> bool:
 
 
 def infer_inputs(guesses: Mapping[str, Guess], targets: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """Inputs of a spec: one per text, image or audio column, and one table of all the rest.
+    """Inputs of a spec: one per column of texts, words, images or sounds, and one table of all the rest.
 
     Args:
         guesses: column -> its kind.
@@ -207,7 +231,7 @@ def infer_inputs(guesses: Mapping[str, Guess], targets: Iterable[str]) -> dict[s
     targets = set(targets)
     left = {name: guess for name, guess in guesses.items() if name not in targets}
     inputs: dict[str, dict[str, Any]] = {
-        name: {"type": guess.kind} for name, guess in left.items() if guess.kind in ("text", "image", "audio")
+        name: {"type": guess.kind} for name, guess in left.items() if guess.kind in ("text", "words", "image", "audio")
     }
     table: dict[str, Any] = {}
     for kind, field in (
@@ -225,7 +249,7 @@ def infer_inputs(guesses: Mapping[str, Guess], targets: Iterable[str]) -> dict[s
 
 
 def infer_task(values: Iterable[Any]) -> dict[str, Any]:
-    """The task that learns a target column: classify, multilabel or regress.
+    """The task that learns a target column by itself: classify, multilabel or regress.
 
     Args:
         values: the column's cells as Python objects.
@@ -236,6 +260,10 @@ def infer_task(values: Iterable[Any]) -> dict[str, Any]:
     cells = [cell for cell in values if not is_missing(cell)]
     if not cells:
         raise DataError("a target must have labelled rows, got a column of empty cells. Check the column's name.")
+    if are_words(cells) and are_tags(cells):
+        raise DataError(
+            "a target of tags must have as many as a column has words, row by row, got none. Mend the rows."
+        )
     if all(isinstance(cell, list | tuple) and all(type(x) in (str, int) for x in cell) for cell in cells):
         return {"type": "multilabel"}
     if bad := [type(cell).__name__ for cell in cells if isinstance(cell, bytes | list | tuple | dict | date)]:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from polymodal.data.clean import DataReport, TargetReport
 from polymodal.data.embedding import Embedder
-from polymodal.data.gather import Gathering, Progress, Rows, silent
+from polymodal.data.gather import Gathering, Progress, silent
+from polymodal.data.rows import LaterRows, OpenRows, Rows
 from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.errors import DataError
@@ -21,6 +22,9 @@ from polymodal.spec import Spec
 from polymodal.task import Labelled, Task
 from polymodal.types import Batch, Masked
 from polymodal.values import is_missing
+
+TOGETHER = 32
+"""Rows that go through a backbone together where no gradient is wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,18 @@ class Prepared:
         known = torch.stack([target.present[self.rows] for target in self.targets.values()]).any(0)
         return replace(self, rows=self.rows[known])
 
+    @property
+    def lengths(self) -> Tensor | None:
+        """(n,) real positions of each row in what goes through a backbone in training; None where nothing does."""
+        found = [kept.lengths[self.rows] for kept in self.inputs.values() if isinstance(kept, OpenRows)]
+        return torch.stack(found).sum(0) if found else None
+
+    def parts(self, size: int) -> list[Tensor]:
+        """All rows, ``size`` at a time; fewer, and of like length, where they go through a backbone in training."""
+        lengths = self.lengths
+        order = torch.arange(len(self)) if lengths is None else lengths.argsort(stable=True)
+        return list(order.split(size if lengths is None else min(size, TOGETHER)))
+
     def batch(self, rows: Tensor, epoch: int | None = None) -> Batch:
         """Gather a batch; with the number of a training epoch, varied where augmentation is on."""
         rows = self.rows[rows]
@@ -86,6 +102,32 @@ class Prepared:
             for name, kept in self.inputs.items()
         }
         return Batch(inputs, {n: target[rows] for n, target in self.targets.items()})
+
+
+def embedded(sides: Mapping[str, Prepared], embedder: Embedder, progress: Progress = silent) -> dict[str, Prepared]:
+    """The same rows, with tokens where there were collated values for backbones in training.
+
+    They are computed when they are first asked for.
+
+    Args:
+        sides: rows by any name; those of one table are computed once.
+        embedder: with the trained backbones.
+        progress: told how far it is.
+    """
+    tables, found = dict[int, Mapping[str, Rows]](), dict[str, Prepared]()
+    for side, part in sides.items():
+        if id(part.inputs) not in tables:
+            tables[id(part.inputs)] = {
+                name: _later(rows.source, embedder, progress) if isinstance(rows, OpenRows) else rows
+                for name, rows in part.inputs.items()
+            }
+        live = {name: replace(rows, embedder=embedder) for name, rows in part.live.items()}
+        found[side] = replace(part, inputs=tables[id(part.inputs)], live=live)
+    return found
+
+
+def _later(source: Source, embedder: Embedder, progress: Progress) -> LaterRows:
+    return LaterRows(lambda: Gathering(source, embedder, progress).rows())
 
 
 def prepare(

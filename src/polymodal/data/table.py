@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self, overload
@@ -10,13 +9,13 @@ from typing import Any, Self, overload
 import numpy as np
 import pyarrow as pa
 
+from polymodal.data import conll
 from polymodal.data.cells import is_url
-from polymodal.data.files import check_names, plain_table, read_file
+from polymodal.data.files import list_folder, open_file, read_file, readable
+from polymodal.data.spool import check_names, plain_table
 from polymodal.errors import DataError, suggest
 
 _BLOCK = 1024
-_IMAGES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"}
-_SOUNDS = {".wav", ".mp3", ".flac", ".ogg", ".oga", ".opus", ".m4a", ".aac", ".wma", ".aif", ".aiff"}
 
 
 class Column(Sequence[Any]):
@@ -113,8 +112,8 @@ class Table:
         """Read a table.
 
         Args:
-            source: path or URL of a CSV, TSV, Parquet or JSON lines file, a folder per class, an Arrow, pandas or
-                polars table, dict of columns, sequence of row dicts (a missing key is a missing cell), or a Table.
+            source: path or URL of a CSV, TSV, Parquet, JSON lines or CoNLL file, a folder per class, an Arrow, pandas
+                or polars table, dict of columns, sequence of row dicts (a missing key is a missing cell), or a Table.
 
         Raises:
             DataError: it cannot be read, has no rows, repeats a column name or has columns of unequal length.
@@ -183,43 +182,35 @@ class Table:
         return type(self)({**self._columns, name: Column(list(values))}, self.source, self.base)
 
 
+def read_conll(place: str | Path, words: int | None = None, tags: int | None = None) -> Table:
+    """Read a CoNLL file of any layout: a row for each sentence, with lists ``words``, ``tags``, ``column_2`` ...
+
+    Columns are parted by tabs or spaces and sentences by blank lines; comments and -DOCSTART- lines are left out.
+
+    Args:
+        place: path or URL; it may end in .gz.
+        words: column of the words, from 0 or, below 0, from the last one's. If None the first, or the second where the
+            first one numbers the words.
+        tags: column of the tags, likewise. If None the last; in CoNLL-U that of the universal parts of speech.
+
+    Raises:
+        DataError: the file cannot be read, has no sentence or no such column, or its lines differ in columns.
+    """
+    with readable(place):
+        table = _from_arrow(conll.read(open_file(place), place, words, tags), None, str(place))
+    if not len(table):
+        raise DataError(f"{place} must have at least one sentence, got none.")
+    return table
+
+
 def _from_place(source: str | Path) -> Table:
     """Read a path or URL."""
     if isinstance(source, str) and is_url(source) and not source.startswith("file://"):
         return _from_arrow(*read_file(source), source, source.rsplit("/", 1)[0])
     path = Path(str(source).removeprefix("file://")).expanduser()
     if path.is_dir():
-        return Table({name: Column(cells) for name, cells in _list_folder(path).items()}, str(path), path)
+        return Table({name: Column(cells) for name, cells in list_folder(path).items()}, str(path), path)
     return _from_arrow(*read_file(path), str(path), path.parent)
-
-
-def _list_folder(folder: Path) -> dict[str, list[str]]:
-    """List ``folder/<class>/<file>``.
-
-    Returns:
-        {"image" or "audio": paths relative to the folder, "label": names of their folders}, sorted.
-
-    Raises:
-        DataError: there is no media file in a class folder, or pictures and sounds are mixed.
-    """
-    found: dict[str, list[str]] = {"image": [], "audio": []}
-    other = []
-    for path in sorted(folder.glob("*/*")):
-        if path.name.startswith(".") or path.parent.name.startswith(".") or not path.is_file():
-            continue
-        ending = path.suffix.lower()
-        kind = "image" if ending in _IMAGES else "audio" if ending in _SOUNDS else None
-        (found[kind] if kind else other).append(path.relative_to(folder).as_posix())
-    media = [kind for kind in found if found[kind]]
-    if len(media) != 1:
-        got = "both" if media else f"{len(other)} other files" if other else "none"
-        raise DataError(
-            f"{folder} must hold pictures or sounds as <class>/<file>, got {got}. Or give a table of paths."
-        )
-    if other:
-        warnings.warn(f"{folder}: left out {len(other)} files that are no media, as {other[0]}.", stacklevel=4)
-    paths = found[media[0]]
-    return {media[0]: paths, "label": [path.split("/")[0] for path in paths]}
 
 
 def _from_arrow(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,29 @@ import pyarrow.parquet as pq
 
 from polymodal.errors import DataError
 
+_BREAK = re.compile(r"[\t\r\n]")
+
 
 def write_table(columns: Mapping[str, Sequence[Any]], path: Path | str) -> None:
-    """Write columns of equal length to a file: Parquet, CSV (lists as JSON) or JSON lines, by its extension.
+    """Write columns of equal length to a file: Parquet, CSV (lists as JSON), JSON lines or CoNLL, by its extension.
+
+    CoNLL has a word in each line and a blank line behind each row. It takes the columns of lists of texts, ``words``
+    first where there is such a column, and leaves out the others, and rows without words.
 
     The file is whole or not there.
 
     Raises:
-        DataError: the extension is none of these, or the file cannot be written.
+        DataError: the extension is none of these, the columns do not fit it, or the file cannot be written.
     """
     path = check_ending(path)
     ending = path.suffix.lower()
-    plain = {name: [_plain(cell) for cell in column] for name, column in columns.items()}
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        table = pa.table(dict(columns) if ending != ".csv" else plain)
-        _WRITERS[ending](table, beside)
+        if ending == ".conll":
+            beside.write_text(_conll(columns, path), encoding="utf-8", newline="\n")
+        else:
+            plain = {name: [_plain(cell) for cell in column] for name, column in columns.items()}
+            _WRITERS[ending](pa.table(dict(columns) if ending != ".csv" else plain), beside)
         os.replace(beside, path)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -39,15 +47,19 @@ def write_table(columns: Mapping[str, Sequence[Any]], path: Path | str) -> None:
         raise DataError(f"{path}: columns must have one type and one length: {error}") from error
 
 
-def check_ending(path: Path | str) -> Path:
+def check_ending(path: Path | str, others: Sequence[str] = ()) -> Path:
     """The path of a table that `write_table` can write.
+
+    Args:
+        path: of the file.
+        others: endings that the caller writes itself.
 
     Raises:
         DataError: its extension is unknown, or there is no such folder.
     """
     path = Path(path)
-    if path.suffix.lower() not in _WRITERS:
-        raise DataError(f"{path} must end in one of {sorted(_WRITERS)}, got {path.suffix!r}.")
+    if path.suffix.lower() not in (*_WRITERS, ".conll", *others):
+        raise DataError(f"{path} must end in one of {sorted((*_WRITERS, '.conll', *others))}, got {path.suffix!r}.")
     if not path.absolute().parent.is_dir():
         raise DataError(f"{path} must lie in a folder that exists, got {path.absolute().parent}. Make it first.")
     return path
@@ -55,6 +67,36 @@ def check_ending(path: Path | str) -> Path:
 
 def _plain(cell: Any) -> Any:
     return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list | dict) else cell
+
+
+def _conll(columns: Mapping[str, Sequence[Any]], path: Path) -> str:
+    """Sentences word for word."""
+    listed = [name for name, cells in columns.items() if _are_texts(cells)]
+    listed.sort(key=lambda name: name != "words")
+    if not listed:
+        raise DataError(f"{path}: columns must hold lists of words or tags, got {list(columns)}. Write another format.")
+    if len({len(columns[name]) for name in listed}) > 1:
+        raise DataError(f"{path}: columns must have one length, got {[len(columns[n]) for n in listed]}.")
+    blocks = []
+    for number, row in enumerate(zip(*(columns[name] for name in listed), strict=True)):
+        if not row[0]:
+            continue
+        sizes = {name: len(cell or ()) for name, cell in zip(listed, row, strict=True)}
+        if len(set(sizes.values())) > 1:
+            raise DataError(f"{path}: row {number} must have as many tags as words, got {sizes}. Mend the row.")
+        if broken := [item for cell in row for item in cell if _BREAK.search(item) or not item.strip()]:
+            raise DataError(
+                f"{path}: row {number} must hold words without tabs and line breaks, got {broken[0]!r:.60}. "
+                "Write another format."
+            )
+        blocks.append("".join("\t".join(line) + "\n" for line in zip(*row, strict=True)))
+    return "\n".join(blocks)
+
+
+def _are_texts(cells: Sequence[Any]) -> bool:
+    """Whether present cells are lists of texts, not all of them empty."""
+    lists = [cell for cell in cells if cell is not None]
+    return any(lists) and all(isinstance(row, list | tuple) and all(isinstance(x, str) for x in row) for row in lists)
 
 
 def _write_lines(table: pa.Table, path: Path) -> None:

@@ -58,7 +58,7 @@ def ceilings(
 
 def _own(model: Model, batch: Batch, name: str) -> dict[str, Tensor]:
     single = model(batch.inputs).single
-    return {n: single[n][name] for n in single}
+    return {n: heads[name] for n, heads in single.items() if name in heads}
 
 
 def constant(task: VectorTask, target: Masked) -> Tensor:

@@ -124,10 +124,13 @@ class Probe:
         A row's answer depends on no other row, so that two passes give every step.
         """
         without = answers(self.model, self.prepared, self.device, [name]).outputs
+        tasks = self.model.spec.outputs
+        both = {n: tasks[n].join([output, without[n]]) for n, output in self.full.outputs.items()}
         order, steps = torch.from_numpy(_rng(seed, name, "removed").permutation(here)), []
         for rate in (0.0, *RATES):
             gone = order[: round(rate * len(order))]
-            mixed = {n: output.index_copy(0, gone, without[n][gone]) for n, output in self.full.outputs.items()}
+            rows = torch.arange(len(self.prepared)).index_add(0, gone, torch.full((len(gone),), len(self.prepared)))
+            mixed = {n: output[rows] for n, output in both.items()}
             steps.append(self._scores(mixed, self.full.targets))
         return self._curves("share of rows", self.full.targets, RATES, steps)
 

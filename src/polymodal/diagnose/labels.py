@@ -13,6 +13,8 @@ from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
+from polymodal.tasks.tag import Tag
+from polymodal.tasks.tag.decode import marginals
 
 LISTED = 50
 """Rows that are listed at most, worst first."""
@@ -36,7 +38,8 @@ def label_errors(answered: Answered, seed: int = 0) -> list[dict[str, Any]] | di
 
     Source: Northcutt, Jiang and Chuang 2021, "Confident Learning" (classes; prune by noise rate, section 3.2);
     Thyagarajan et al. 2022, "Identifying Incorrect Annotations in Multi-Label Classification Data"; for numbers the
-    score "outre" of the library cleanlab, which does all three.
+    score "outre" of the library cleanlab, which does all four; Wang and Mueller 2022, "Detecting Label Errors in Token
+    Classification Data" (words; a sentence is as good as its worst one).
 
     Args:
         answered: labelled rows.
@@ -68,7 +71,7 @@ def label_errors(answered: Answered, seed: int = 0) -> list[dict[str, Any]] | di
 @singledispatch
 def find(task: Task, answered: Answered, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
     """Doubted rows (m,), worst first, and the quality (n,) of every row's label; or why there are none to be had."""
-    return f"Label errors can be found for classify, multilabel and regress, not for {task.kind}."
+    return f"Label errors can be found for classify, multilabel, regress and tag, not for {task.kind}."
 
 
 @find.register
@@ -99,6 +102,29 @@ def _(task: Multilabel, answered: Answered, seed: int) -> tuple[np.ndarray, np.n
         warnings.filterwarnings("ignore", message="May not flag all label issues")
         rows = find_label_issues(given, p, return_indices_ranked_by="self_confidence", n_jobs=1)
     return np.asarray(rows, np.int64), np.asarray(get_label_quality_scores(given, p))
+
+
+@find.register
+def _(task: Tag, answered: Answered, seed: int) -> tuple[np.ndarray, np.ndarray] | str:
+    from cleanlab.token_classification.filter import find_label_issues
+    from cleanlab.token_classification.rank import get_label_quality_scores
+
+    p, mask = marginals(answered.output).numpy(), answered.target.mask.cpu().numpy()
+    seen = [mask[i, : p.shape[1]].nonzero()[0] for i in range(len(p))]
+    judged = [i for i, words in enumerate(seen) if len(words) and (p[i, words].sum(1) > 0).all()]
+    if not judged:
+        return "Wrong tags must be sought among rows whose words were seen; there are none."
+    tags = answered.target.values.cpu().numpy()
+    given, likely = [tags[i, seen[i]].tolist() for i in judged], [p[i, seen[i]] for i in judged]
+    if len({tag for row in given for tag in row}) < 2:
+        return "Wrong tags must be sought among words of at least two tags; these have one."
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="May not flag all label issues")
+        words = find_label_issues(given, likely, n_jobs=1)
+    quality = np.ones(len(p))
+    quality[judged] = get_label_quality_scores(given, likely)[0]
+    rows = dict.fromkeys(judged[row] for row, _ in words)
+    return np.array(list(rows), np.int64), quality
 
 
 @find.register

@@ -87,7 +87,8 @@ def worst(model: Model, prepared: Prepared, answered: Answered, device: torch.de
         loss where everything but that input is hidden, for inputs that are present. Largest loss first.
     """
     losses = answered.losses()
-    some = np.argsort(-losses, kind="stable")[:WORST]
+    order = np.argsort(-losses, kind="stable")  # NaN comes last
+    some = order[np.isfinite(losses[order])][:WORST]
     if not len(some):
         return []
     picked, names = prepared.select(answered.place[some]), list(model.spec.inputs)
@@ -106,7 +107,7 @@ def worst(model: Model, prepared: Prepared, answered: Answered, device: torch.de
             "loss": float(losses[i]),
             "truth": answered.truth(i),
             "predicted": answered.predicted(i),
-            "by_input": {name: float(alone[name][j]) for name in names if present[name][j]},
+            "by_input": {n: float(alone[n][j]) for n in names if present[n][j] and np.isfinite(alone[n][j])},
         }
         for j, i in enumerate(some.tolist())
     ]

@@ -13,12 +13,15 @@ from torch import Tensor
 
 from polymodal.data.loader import Prepared, target_values
 from polymodal.data.table import Table
+from polymodal.diagnose.losses import losses, reciprocal_ranks, span_counts
 from polymodal.evaluate import Answers
 from polymodal.spec import Spec
 from polymodal.task import Labelled, Task
 from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
+from polymodal.tasks.tag import Tag
 from polymodal.types import Masked
 
 QUARTERS = ("lowest quarter", "second quarter", "third quarter", "highest quarter")
@@ -54,8 +57,11 @@ class Answered:
         labelled = answers.targets[name].present
         place = labelled.nonzero().flatten().numpy()
         rows = prepared.rows.numpy()[place]
-        found = target_values(name, spec, table.select(rows))
-        given = [cell.label if isinstance(cell, Labelled) else cell for cell in found]
+        if spec.outputs[name].columns(name):
+            found = target_values(name, spec, table.select(rows))
+            given = [cell.label if isinstance(cell, Labelled) else cell for cell in found]
+        else:
+            given = rows.tolist()
         return cls(
             name,
             spec.outputs[name],
@@ -71,10 +77,8 @@ class Answered:
         return len(self.rows)
 
     def losses(self) -> np.ndarray:
-        """The task's own loss of each row. (n,), in its unit (nats for classes)."""
-        with torch.inference_mode():
-            each = [self.task.loss(self.output[i : i + 1], self.target[i : i + 1]) for i in range(len(self))]
-        return np.array([float(loss) for loss in each])
+        """What each row costs, as `polymodal.diagnose.losses.losses` says. (n,), NaN where it cannot be judged."""
+        return losses(self.task, self.output, self.target)
 
     def truth(self, i: int) -> Any:
         """The target of one row as the table gives it, fit for JSON."""
@@ -82,7 +86,8 @@ class Answered:
 
     def predicted(self, i: int) -> Any:
         """The answer of one row, without its certainty, fit for JSON."""
-        return plain(next(iter(self.task.predict(self.output[i : i + 1])[0].values())))
+        answer = self.task.predict(self.output[i : i + 1])[0]
+        return plain(answer["tags"] if isinstance(self.task, Tag) else next(iter(answer.values())))
 
 
 def plain(value: Any) -> Any:
@@ -145,6 +150,19 @@ def _(task: Regress, answered: Answered) -> RowScores:
     return RowScores("mae in standard deviations", False, np.nanmean(error / np.array(task.scale), 1))
 
 
+@row_scores.register
+def _(task: Tag, answered: Answered) -> RowScores:
+    hit, found, there = span_counts(task, answered.output, answered.target).T
+    f1 = np.divide(2 * hit, found + there, out=np.ones(len(hit)), where=found + there > 0)
+    return RowScores("row_f1", True, f1)  # a row without entities is right if none is found
+
+
+@row_scores.register
+def _(task: Match, answered: Answered) -> RowScores:
+    ranks = reciprocal_ranks(task, answered.output, answered.target)
+    return RowScores("reciprocal_rank", True, np.nan_to_num(ranks))
+
+
 @singledispatch
 def classes(task: Task, answered: Answered) -> dict[str, np.ndarray]:
     """Rows by what their target says: in words -> (n,) bool. None for tasks that are not known here."""
@@ -171,6 +189,22 @@ def _(task: Regress, answered: Answered) -> dict[str, np.ndarray]:
     for k, column in enumerate(task.columns(answered.name)):
         found |= quarters(column, truth[:, k])
     return found
+
+
+@classes.register
+def _(task: Tag, answered: Answered) -> dict[str, np.ndarray]:
+    held = _types(task, answered.target) > 0
+    found = {f"{answered.name} has {kind}": held[:, k] for k, kind in enumerate(task.types)}
+    found[f"{answered.name} has no entity"] = np.logical_not(held.any(1))
+    return found
+
+
+def _types(task: Tag, target: Masked) -> np.ndarray:
+    """How many words of each type the rows have. (n, types)."""
+    tags = np.where(target.mask.cpu().numpy(), target.values.cpu().numpy(), 0)
+    per_type = (len(task.tags) - 1) // len(task.types)
+    kinds = (tags[..., None] - 1) // per_type == np.arange(len(task.types))
+    return (kinds & (tags > 0)[..., None]).sum(1)
 
 
 def quarters(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
@@ -202,6 +236,18 @@ def comparable(task: Task, target: Masked) -> tuple[Tensor, float]:
 @comparable.register
 def _(task: Regress, target: Masked) -> tuple[Tensor, float]:
     return target.values.cpu().double().masked_fill(~target.mask.cpu(), torch.nan), APART
+
+
+@comparable.register
+def _(task: Tag, target: Masked) -> tuple[Tensor, float]:
+    """How many words of each type: nearly the same sentence may well be longer by a word."""
+    return torch.from_numpy(_types(task, target)).double(), 0.0
+
+
+@comparable.register
+def _(task: Match, target: Masked) -> tuple[Tensor, float]:
+    """Nothing: rows that belong to themselves alone contradict no other."""
+    return torch.full((len(target), 1), torch.nan, dtype=torch.double), 0.0
 
 
 def contradict(one: Tensor, other: Tensor, tolerance: float) -> Tensor:

@@ -19,6 +19,7 @@ from polymodal.data.table import Table
 from polymodal.diagnose.ceilings import Ceiling, ceilings, constant
 from polymodal.diagnose.curves import curves
 from polymodal.diagnose.learning import learning
+from polymodal.diagnose.losses import chances
 from polymodal.diagnose.permute import PERMUTATIONS, permuted, presence
 from polymodal.diagnose.problems import problems
 from polymodal.diagnose.scores import Scorer, choose_metrics, difference, number, scored
@@ -155,6 +156,7 @@ class _Study:
         model, rows, device = self.model, self.rows, self.device
         game = Game.of(model.names, self.seed)
         played = play(model, rows, device, game, self.scorers, self.progress)
+        played = {n: self._together(n, found) for n, found in played.items()}
         present = presence(rows)
         shuffled = permuted(model, rows, device, self.scorers, present, self.seed, self.progress)
         tops = ceilings(model, rows, device, self.scorers)
@@ -187,15 +189,25 @@ class _Study:
         rows without any input, so what it says of them may be far worse than what it knows.
 
         Returns:
-            The game, and which of the two it is: "hidden" or "constant".
+            The game, and which of the two it is: "hidden" or "constant"; "random" where it is chance, since no input
+            answers by itself.
         """
         task = self.model.spec.outputs[n]
         if not isinstance(task, VectorTask):
-            return played, "hidden"
+            return played, "random" if chances(task, self.targets[n]) else "hidden"
         sample = self.scorers[n](constant(task, self.targets[n]))
         if not played.sign * (sample[0] - played.empty[0]) > 0:
             return played, "hidden"
         return replace(played, samples={**played.samples, frozenset(): sample}), "constant"
+
+    def _together(self, n: str, played: Played) -> Played:
+        """Let a subset on which the task is not defined, since it asks for several inputs, be worth what chance is."""
+        drawn = chances(self.model.spec.outputs[n], self.targets[n])
+        if not drawn:
+            return played
+        chance = np.mean([self.scorers[n](output) for output in drawn], 0)
+        samples = {s: chance if np.isnan(found[0]) else found for s, found in played.samples.items()}
+        return replace(played, samples=samples)
 
     def _broken(self, name: str) -> float:
         """Share of this input's cells that could not be read. A row that cannot be read at all lacks all of them."""

@@ -14,11 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from polymodal.metrics import divide, one_hot
+from polymodal.diagnose.losses import searches, span_counts
+from polymodal.metrics import Ranking, divide, one_hot
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify
+from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
+from polymodal.tasks.tag import Tag
 from polymodal.types import Masked
 
 Array = NDArray[Any]
@@ -123,6 +126,41 @@ def _(task: Regress) -> dict[str, Rule]:
     return {"r2": r2, "mae": mae, "rmse": rmse} if task.count == 1 else {}
 
 
+@rules.register(Tag)
+def _(task: Tag) -> dict[str, Rule]:
+    def share(below: Callable[[Array], Array], times: int) -> Rule:
+        def rule(output: Tensor, target: Masked) -> Weigh:
+            counts = span_counts(task, output, target)
+            whole = below(counts)
+            return sums_of(
+                np.stack([times * counts[:, 0], whole], 1), lambda sums, rows: divide(sums[:, 0], sums[:, 1])
+            )
+
+        return rule
+
+    return {
+        "entity_f1": share(lambda counts: counts[:, 1] + counts[:, 2], 2),
+        "entity_precision": share(lambda counts: counts[:, 1], 1),
+        "entity_recall": share(lambda counts: counts[:, 2], 1),
+    }
+
+
+@rules.register(Match)
+def _(task: Match) -> dict[str, Rule]:
+    def of(value: Callable[[Ranking], Array]) -> Rule:
+        def rule(output: Tensor, target: Masked) -> Weigh:
+            found = [value(search.ranking) for search in searches(task, output, target)]
+            return mean_known(np.stack(found, 1) if found else np.full((len(output), 1), math.nan))
+
+        return rule
+
+    def recall(k: int) -> Rule:
+        return of(lambda found: np.where(np.isnan(found.rank), math.nan, found.rank <= k))
+
+    means = {"map": of(lambda found: found.precision), "ndcg": of(lambda found: found.gain)}
+    return {f"recall_at_{k}": recall(k) for k in (1, 5, 10)} | means
+
+
 def sums_of(columns: Array, score: Callable[[Array, Array], Array]) -> Weigh:
     """A metric of the weighted sums (R, S) of some columns (N, S), and of the weights' own sum (R,)."""
     columns = np.asarray(columns, float)
@@ -132,6 +170,12 @@ def sums_of(columns: Array, score: Callable[[Array, Array], Array]) -> Weigh:
 def mean_of(values: Array) -> Weigh:
     """The weighted mean of values (N,)."""
     return sums_of(np.asarray(values, float)[:, None], lambda sums, rows: sums[:, 0] / rows)
+
+
+def mean_known(values: Array) -> Weigh:
+    """Mean over columns of (N, D) of the weighted mean of what is no NaN; the gallery stays whole."""
+    known = ~np.isnan(values)
+    return mean_ratio(np.where(known, values, 0.0), known)
 
 
 def mean_ratio(part: Array, whole: Array) -> Weigh:

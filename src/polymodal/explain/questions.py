@@ -11,15 +11,19 @@ from torch import Tensor
 
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
+from polymodal.tasks.tag import Tag
+from polymodal.tasks.tag.decode import marginals
 
 
 @singledispatch
 def scores(task: Task, output: Tensor) -> Tensor | None:
     """What an explanation adds up to: (B, S) float64 on the CPU, S possible answers; None for tasks not known here.
 
-    Log-odds of the calibrated probability of each class or label; numbers in the targets' own units.
+    Log-odds of the calibrated probability of each class or label; numbers in the targets' own units; how many words of
+    each type are expected, where words are tagged; the mean cosine of the sides that are there, 0 without two of them.
     """
     return None
 
@@ -42,6 +46,17 @@ def _(task: Multilabel, output: Tensor) -> Tensor:
 @scores.register
 def _(task: Regress, output: Tensor) -> Tensor:
     return task.answers(output)
+
+
+@scores.register
+def _(task: Tag, output: Tensor) -> Tensor:
+    p = marginals(output)[:, :, 1:].sum(1)
+    return p.reshape(len(p), len(task.types), -1).sum(2)
+
+
+@scores.register
+def _(task: Match, output: Tensor) -> Tensor:
+    return torch.tensor([[row["similarity"] or 0.0] for row in task.predict(output)], dtype=torch.double)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +82,10 @@ class Question:
 
 @singledispatch
 def questions(task: Task, name: str, output: Tensor) -> list[Question]:
-    """What to explain of a task's answers: the predicted class, the most probable label, each number.
+    """What to explain of a task's answers.
+
+    The predicted class, the most probable label, each number, the words of the type that most are expected of, the
+    similarity of what is matched.
 
     Args:
         task: fitted.
@@ -95,3 +113,16 @@ def _(task: Regress, name: str, output: Tensor) -> list[Question]:
     keys = [f"{name}/{column}" for column in columns] if len(columns) > 1 else [name]
     units = [[f"unit of {column!r}"] * len(output) for column in columns]
     return [Question(key, name, every * k, units[k]) for k, key in enumerate(keys)]
+
+
+@questions.register
+def _(task: Tag, name: str, output: Tensor) -> list[Question]:
+    most = scores(task, output)
+    assert most is not None
+    best = most.argmax(1)
+    return [Question(name, name, best, [f"expected words of {task.types[k]!r}" for k in best.tolist()])]
+
+
+@questions.register
+def _(task: Match, name: str, output: Tensor) -> list[Question]:
+    return [Question(name, name, torch.zeros(len(output), dtype=torch.long), ["cosine"] * len(output))]

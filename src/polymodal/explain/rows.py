@@ -70,8 +70,8 @@ def explain(
 
     Returns:
         Per row: task name (with several targets, ``task/target``) -> ``unit``, ``value``, ``base``, ``inputs`` and
-        ``parts``: input name -> what `Modality.pieces` shows. Tasks of other kinds than classify, multilabel and
-        regress are not in it.
+        ``parts``: input name -> what `Modality.pieces` shows. Tasks of kinds that `questions` does not know
+        are not in it.
 
     Raises:
         SpecError: captum is not installed.

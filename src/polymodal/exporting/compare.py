@@ -13,12 +13,15 @@ import torch
 from polymodal.bundle import Bundle
 from polymodal.data.embedding import Embedder
 from polymodal.data.loader import prepare
+from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.errors import SpecError
 from polymodal.model import Model
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.runtime import accelerate
+from polymodal.predictions import by_row
 from polymodal.tracing import Answerer
+from polymodal.tracing.answer import difference
 from polymodal.types import Masked
 
 TOLERANCE = 1e-3
@@ -56,13 +59,17 @@ def compare(bundle: Bundle, table: Table, inputs: Mapping[str, Masked], run: Ans
     """
     model, n = copy.deepcopy(bundle.model).cpu().eval(), len(table)
     predicted = list(bundle.predict(table))
-    found = [_entry("predict, all rows at once", n, _apart(_predictions(model, run(inputs)), predicted))]
-    each = [_predictions(model, run({k: x[i : i + 1] for k, x in inputs.items()}))[0] for i in range(n)]
+    values = {name: list(Source(name, bundle.spec.inputs[name], table)) for name in bundle.spec.about}
+    found = [_entry("predict, all rows at once", n, _apart(by_row(model.spec, run(inputs), values), predicted))]
+    each = []
+    for i in range(n):
+        one = run({name: x[i : i + 1] for name, x in inputs.items()})
+        each += by_row(model.spec, one, {name: some[i : i + 1] for name, some in values.items()})
     found.append(_entry("predict, row by row", n, _apart(each, predicted)))
     for gone in itertools.islice(_subsets(model.names), SUBSETS):
         without = {k: x.without(torch.full((n,), k in gone)) for k, x in inputs.items()}
         want, got = model.answer(without).decoded, run(without)
-        raw = _apart({k: y.tolist() for k, y in got.items()}, {k: y.tolist() for k, y in want.items()})
+        raw = max(difference(model.spec.outputs[k], got[k], y) for k, y in want.items())
         apart = max(raw, _apart(_predictions(model, got), _predictions(model, want)))
         found.append(_entry(f"model, without {', '.join(gone) or 'nothing'}", n, apart))
     for entry in found:

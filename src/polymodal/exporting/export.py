@@ -125,11 +125,14 @@ def _fill(folder: Path, bundle: Bundle, table: Table) -> list[dict[str, Any]]:
     compared += compare(bundle, table, inputs, run)
     given, used = flat(inputs), {port.name for port in run.ports}
     example |= {f"model.onnx:{n}": x.numpy() for n, x in given.items() if n in used}
-    example |= {f"model.onnx:{n}.output": y.numpy() for n, y in model.answer(inputs).decoded.items()}
+    answered, graph = model.answer(inputs).decoded, run(inputs)
+    for n, task in bundle.spec.outputs.items():  # a task about an input answers as many tokens as there are
+        whole = answered[n] if task.about is None else task.join([answered[n], graph[n]])[: len(answered[n])]
+        example[f"model.onnx:{n}.output"] = whole.numpy()
     np.savez_compressed(folder / "example.npz", **example)  # pyright: ignore[reportArgumentType]
     graphs[""] = file
-    for graph in graphs.values():
-        onnx.checker.check_model(str(graph), full_check=True)
+    for path in graphs.values():
+        onnx.checker.check_model(str(path), full_check=True)
     _tell(folder, about(bundle.spec, backbones, graphs), tokenizers)
     return compared
 

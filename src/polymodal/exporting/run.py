@@ -21,10 +21,18 @@ def main() -> int:
         names = [port["name"] for port in graph["outputs"]]
         for name, got in zip(names, session.run(names, tensors), strict=True):
             want = example[f"{graph['file']}:{name}"]
-            apart = float(np.max(np.abs(got - want) / np.maximum(1, np.abs(want))))
+            apart = difference(np.asarray(got), want)
             wrong += not apart <= TOLERANCE
             sys.stdout.write(f"{graph['file']} {name} {list(want.shape)}: largest difference {apart:.1e}\n")
     return int(wrong > 0)
+
+
+def difference(got: np.ndarray, want: np.ndarray) -> float:
+    """Largest difference, relative to numbers above 1. NaN stands for what is absent, and must be so in both."""
+    if got.shape != want.shape or not np.array_equal(np.isnan(got), np.isnan(want)):
+        return np.inf
+    known = ~np.isnan(want)
+    return float(np.max(np.abs(got - want)[known] / np.maximum(1, np.abs(want[known])), initial=0.0))
 
 
 if __name__ == "__main__":

@@ -128,7 +128,8 @@ class Alone:
         self.name, self.plan, self.device, self.spec = name, plan, device, start.spec
         torch.manual_seed(plan.seed)
         self.model = model = copy.deepcopy(start) if base is not None else Model(start.spec).to(device)
-        self.parts = nn.ModuleList([model.encoders[name], *(heads[name] for _, heads in model.single.items())])
+        self.asked = [n for n, heads in model.single.items() if name in heads.names]
+        self.parts = nn.ModuleList([model.encoders[name], *(model.single[n][name] for n in self.asked)])
         self.thawed = None
         groups = decay_groups(self.parts, self.spec.training.weight_decay)
         self.optimizers = [(AdamW(groups), plan.learning_rate if base is None else HEAD_RATE)]
@@ -162,14 +163,14 @@ class Alone:
     def loss(self, cells: Cells) -> float:
         """Weighted sum of the tasks' losses of the own heads. The cells are not varied."""
         self.parts.eval()
-        sums = dict.fromkeys(self.spec.outputs, 0.0)
+        sums, tasks = dict.fromkeys(self.asked, 0.0), {n: self.spec.outputs[n] for n in self.asked}
         for picks in torch.arange(len(cells)).split(self.plan.batch_size):
             outputs = self._outputs(cells.batch(picks, self.plan.seed, None).to(self.device))
-            for n, task in self.spec.outputs.items():
+            for n, task in tasks.items():
                 target = cells.targets[n][picks].to(self.device)
                 sums[n] += float(task.loss(outputs[n], target)) * int(target.present.sum())
         counts = {n: max(1, int(cells.targets[n].present.sum())) for n in sums}
-        return sum(task.weight * sums[n] / counts[n] for n, task in self.spec.outputs.items())
+        return sum(task.weight * sums[n] / counts[n] for n, task in tasks.items())
 
     def _epoch(self, cells: Cells, number: int) -> float:
         """One pass; the mean loss over steps."""
@@ -200,7 +201,8 @@ class Alone:
         (arXiv:1503.02531), section 2.1, at a high temperature, and fits any task. Dividing by the variance is ours.
         """
         terms = []
-        for n, task in self.spec.outputs.items():
+        for n in self.asked:
+            task = self.spec.outputs[n]
             terms.append(task.weight * task.loss(outputs[n], cells.targets[n][picks].to(self.device)))
             if n in cells.soft:
                 soft = cells.soft[n].to(self.device)
@@ -217,7 +219,7 @@ class Alone:
                 x = Masked(summary, torch.ones(summary.shape[:2], dtype=torch.bool, device=summary.device))
         encoded = self.model.encode(self.name, x)
         fused = Fused(encoded.mean(), {self.name: encoded})
-        return {n: heads[self.name](fused) for n, heads in self.model.single.items()}
+        return {n: self.model.single[n][self.name](fused) for n in self.asked}
 
     def _clip(self) -> None:
         clip = self.spec.training.clip
@@ -229,4 +231,4 @@ class Alone:
         """Copies of what is trained."""
         encoder, *heads = ({k: t.clone() for k, t in part.state_dict().items()} for part in self.parts)
         adapter = None if self.thawed is None else self.thawed.adapter()
-        return adapter, encoder, dict(zip(self.spec.outputs, heads, strict=True))
+        return adapter, encoder, dict(zip(self.asked, heads, strict=True))

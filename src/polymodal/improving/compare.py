@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polymodal.data.loader import Prepared
+from polymodal.diagnose.losses import losses
 from polymodal.evaluate import Answers, answers
 from polymodal.metrics import bootstrap, higher_is_better
 from polymodal.model import Model
@@ -68,7 +69,7 @@ class Judged:
     def join(cls, parts: Sequence[Judged]) -> Judged:
         """The rows of several folds together, with the first one's calibration."""
         first = parts[0]
-        variants = {key: _join([part.variants[key] for part in parts]) for key in first.variants}
+        variants = {key: _join([part.variants[key] for part in parts], first.tasks) for key in first.variants}
         losses, whole = (np.concatenate([getattr(part, name) for part in parts]) for name in ("losses", "whole"))
         alone = {name: np.concatenate([part.alone[name] for part in parts]) for name in first.alone}
         return cls(first.tasks, variants, losses, whole, alone)
@@ -89,10 +90,10 @@ class Judged:
             found[kind] = {name: value for name, value in values.items() if value is not None}
         return found
 
-    def score(self, n: str, metric: str, rows: np.ndarray) -> float:
-        """A task's score on some rows with every input; NaN where there is none."""
-        seen, picks = self.variants[WHOLE], torch.as_tensor(rows)
-        return self.tasks[n].metrics(seen.outputs[n][picks], seen.targets[n][picks]).get(metric, math.nan)
+    def headline(self, n: str) -> Callable[[np.ndarray], float]:
+        """A task's headline score of any rows with every input; NaN where there is none."""
+        seen = self.variants[WHOLE]
+        return self.tasks[n].headline(seen.outputs[n], seen.targets[n]) or (lambda rows: math.nan)
 
     def _scores(self, key: tuple[str, str], n: str) -> dict[str, float]:
         seen = self.variants[key]
@@ -135,7 +136,7 @@ def judge(before: Judged, after: Judged, control: Judged, name: str, seed: int) 
         tasks[n] = {"metric": metric, "before": before.side(n), "after": after.side(n), "difference": {"loss": loss}}
         if metric is not None:
             value = tasks[n]["after"]["score"] - tasks[n]["before"]["score"]
-            for key, interval in _intervals(before, after, n, metric, seed).items():
+            for key, interval in _intervals(before, after, n, seed).items():
                 tasks[n][key]["interval"] = interval
             tasks[n]["difference"]["value"] = value
             if (value if higher_is_better(metric) else -value) < 0:
@@ -177,13 +178,14 @@ def _said(fall: Mapping[str, Any]) -> str:
     return f"{fall['value']:+.4f} (95 % {low:+.4f} to {high:+.4f})"
 
 
-def _intervals(before: Judged, after: Judged, n: str, metric: str, seed: int) -> dict[str, list[float]]:
+def _intervals(before: Judged, after: Judged, n: str, seed: int) -> dict[str, list[float]]:
     """Intervals of a score before, after, and of the difference, over the same rows drawn again."""
     labelled = before.variants[WHOLE].targets[n].present.nonzero().flatten().numpy()
     drawn: list[tuple[float, float]] = []
+    old, new = before.headline(n), after.headline(n)
 
     def difference(picks: np.ndarray) -> float:
-        drawn.append((before.score(n, metric, labelled[picks]), after.score(n, metric, labelled[picks])))
+        drawn.append((old(labelled[picks]), new(labelled[picks])))
         return drawn[-1][1] - drawn[-1][0]
 
     ends = bootstrap(difference, len(labelled), METRIC_REPEATS, seed)
@@ -192,7 +194,10 @@ def _intervals(before: Judged, after: Judged, n: str, metric: str, seed: int) ->
 
 
 def _losses(model: Model, seen: Answers) -> np.ndarray:
-    """Each row's loss of its calibrated answer; their mean is the weighted sum of the tasks' losses. (n,)."""
+    """Each row's loss of its calibrated answer; their mean is the weighted sum of the tasks' losses. (n,).
+
+    A match that cannot be looked for costs as much as one that is never found: 1.
+    """
     rows = len(next(iter(seen.targets.values())))
     total = np.zeros(rows)
     for n, task in model.spec.outputs.items():
@@ -201,16 +206,15 @@ def _losses(model: Model, seen: Answers) -> np.ndarray:
             output = task.settle(output, torch.tensor(task.certainty))
         if "label_smoothing" in type(task).model_fields:  # of training: a sure and right answer is not to cost
             task = task.model_copy(update={"label_smoothing": 0.0})
-        labelled = target.present.nonzero().flatten().tolist()
-        for i in labelled:
-            loss = float(task.loss(output[i : i + 1], target[i : i + 1]))
-            total[i] += task.weight * loss * rows / len(labelled)
+        labelled = target.present
+        each = np.nan_to_num(losses(task, output[labelled], target[labelled]), nan=1.0)
+        total[labelled.numpy()] += task.weight * each * rows / max(1, len(each))
     return total
 
 
-def _join(parts: Sequence[Answers]) -> Answers:
+def _join(parts: Sequence[Answers], tasks: Mapping[str, Task]) -> Answers:
     def outputs(n: str) -> Tensor:
-        return torch.cat([part.outputs[n] for part in parts])
+        return tasks[n].join([part.outputs[n] for part in parts])
 
     names = list(parts[0].outputs)
     return Answers({n: outputs(n) for n in names}, {n: Masked.join([p.targets[n] for p in parts]) for n in names})

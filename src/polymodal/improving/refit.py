@@ -65,8 +65,8 @@ def refit(
     model = copy.deepcopy(start)
     if taught is not None:
         model.encoders[name].load_state_dict(taught.encoder)
-        for n, heads in model.single.items():
-            heads[name].load_state_dict(taught.heads[n])
+        for n, state in taught.heads.items():
+            model.single[n][name].load_state_dict(state)
     others = [(part.requires_grad_(False), copy.deepcopy(part.state_dict())) for part in of_others(model, name)]
     epochs = model.spec.training.epochs if chosen is None else chosen.epochs
     trainer = Trainer(model, train, valid, device, None, epochs, None if chosen is None else chosen.blend)
@@ -95,5 +95,5 @@ def of_others(model: Model, name: str) -> list[nn.Module]:
     for other in model.names:
         if other != name:
             families = [*model.single.items(), *model.linear.items()]
-            found += [model.encoders[other], *(family[other] for _, family in families)]
+            found += [model.encoders[other], *(family[other] for _, family in families if other in family.names)]
     return found

@@ -22,6 +22,7 @@ from polymodal.improving.make import Made, Maker, divided
 from polymodal.nn.adapt import METHODS, RANK, Method
 from polymodal.ranks import Ranks
 from polymodal.sides import Tables
+from polymodal.task import VectorTask
 
 EPOCHS, BATCH, PATIENCE = 8, 16, 2
 LABELS: Mapping[Method | None, str] = {"lora": "LoRA", "last": "last blocks", "all": "all layers"}
@@ -112,6 +113,7 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
     if Ranks.current().world > 1:
         raise SpecError("improve must run in one process, got several ranks. Start it without torchrun.")
     _check(bundle, input)
+    _check_folds(bundle, folds)
     tables = Tables(Table.read(table), {} if valid is None else {"valid": Table.read(valid)})
     if input is None:  # numbers are refused before anything is trained
         _plan(bundle, next(iter(bundle.spec.inputs)), None, RANK, epochs, batch_size, learning_rate, seed)
@@ -129,14 +131,33 @@ def improve(  # noqa: PLR0913  (each argument stands for itself)
 
 
 def _check(bundle: Bundle, name: str | None) -> None:
-    """Refuse a name that is no input's.
+    """Refuse a name that is no input's, or of one that learns nothing by itself.
 
     Raises:
         SpecError: it is not.
     """
-    known = list(bundle.spec.inputs)
+    known, tasks = list(bundle.spec.inputs), bundle.spec.outputs.values()
     if name is not None and name not in known:
         raise SpecError(f"input must be one of {known}, got {name!r}.{suggest(name, known)}")
+    if name is not None and not any(task.asks(name) for task in tasks):
+        raise SpecError(
+            f"input must be one that some output can be answered from alone, got {name!r}, which has nothing to learn "
+            "by itself. Name another, or fine-tune it with the model (training.finetune)."
+        )
+
+
+def _check_folds(bundle: Bundle, folds: int) -> None:
+    """Refuse folds whose answers cannot be judged together.
+
+    Raises:
+        SpecError: they cannot.
+    """
+    kinds = [task.kind for task in bundle.spec.outputs.values() if not isinstance(task, VectorTask)]
+    if folds > 1 and kinds:
+        raise SpecError(
+            f"folds must be 1 with {kinds[0]}, since answers of several models do not make one ranking or one chain, "
+            f"got {folds}. Leave it out."
+        )
 
 
 def _plan(

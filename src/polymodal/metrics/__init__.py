@@ -35,13 +35,19 @@ from polymodal.metrics.classes import (
     per_class,
 )
 from polymodal.metrics.numbers import bootstrap, mae, r2, rmse
+from polymodal.metrics.ranking import Ranking, ranked
+from polymodal.metrics.spans import Counts, Spans, averages, of_counts, right, span_counts, spans_of
 
 __all__ = [
     "LOWER_IS_BETTER",
     "Array",
+    "Counts",
+    "Ranking",
+    "Spans",
     "accuracy",
     "auroc",
     "average_precision",
+    "averages",
     "balanced_accuracy",
     "bootstrap",
     "brier",
@@ -62,10 +68,15 @@ __all__ = [
     "mcc",
     "mean",
     "micro_f1",
+    "of_counts",
     "one_hot",
     "per_class",
     "pinball",
     "r2",
+    "ranked",
     "reliability",
+    "right",
     "rmse",
+    "span_counts",
+    "spans_of",
 ]

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 LOWER_IS_BETTER = frozenset(
-    {"loss", "nll", "brier", "ece", "hamming_loss", "mae", "rmse", "width", "beta_nll", "pinball", "crps", "set_size"}
-)
+    ("loss", "nll", "brier", "ece", "hamming_loss", "mae", "rmse", "width", "beta_nll", "pinball", "crps", "set_size",
+     "median_rank")
+)  # fmt: skip
 """Scores that fall as a model gets better. All others rise."""
 
 

@@ -174,6 +174,19 @@ def upper(net: nn.Module, share: float) -> list[str]:
     return [name for name, module in named[start:] if _own(module)]
 
 
+def depths(net: nn.Module) -> dict[nn.Parameter, int]:
+    """How many blocks lie above the one that each parameter is in; 0 also for what follows the last block.
+
+    Modules are taken to run in the order in which they were registered.
+    """
+    chain, found = blocks(net), dict[nn.Parameter, int]()
+    level, places = len(chain), {block: len(chain) - 1 - i for i, block in enumerate(chain)}
+    for module in net.modules():
+        level = places.get(module, level)
+        found.update((p, level) for p in module.parameters(recurse=False))
+    return found
+
+
 def _own(module: nn.Module) -> bool:
     return any(True for _ in module.parameters(recurse=False))
 
@@ -199,6 +212,7 @@ class Thawed:
         rank: of LoRA's changes.
         alpha: scale of LoRA's changes.
         seed: of their first values.
+        tables: whether embedding tables are thawed too: many weights, of which a step changes few.
 
     Raises:
         SpecError: the backbone has no layer that the method could change.
@@ -208,7 +222,15 @@ class Thawed:
         parameters: what is to be trained.
     """
 
-    def __init__(self, base: Backbone, method: Method, rank: int = RANK, alpha: float = ALPHA, seed: int = 0) -> None:
+    def __init__(
+        self,
+        base: Backbone,
+        method: Method,
+        rank: int = RANK,
+        alpha: float = ALPHA,
+        seed: int = 0,
+        tables: bool = True,
+    ) -> None:
         self.method: Method = method
         self.rank, self.alpha = (rank, alpha) if method == "lora" else (0, 0.0)
         self.backbone, names = frozen_copy(base), upper(base.net, DEPTH[method])
@@ -219,9 +241,9 @@ class Thawed:
                     change = LowRank(layer.weight, rank, alpha, generator)  # pyright: ignore[reportArgumentType]
                     parametrize.register_parametrization(layer, "weight", change)
         else:
-            for name in names:
-                for parameter in self.backbone.net.get_submodule(name).parameters(recurse=False):
-                    parameter.requires_grad_(True)
+            for layer in (self.backbone.net.get_submodule(name) for name in names):
+                for parameter in layer.parameters(recurse=False):
+                    parameter.requires_grad_(tables or not isinstance(layer, nn.Embedding))
         self.parameters = [p for p in self.backbone.parameters() if p.requires_grad]
         if not self.parameters:
             raise SpecError(f"backbone must have layers that {method} can change, got none. Take another method.")

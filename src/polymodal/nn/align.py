@@ -21,26 +21,61 @@ BIAS = -10.0
 """Where the bias of the sigmoid loss starts: nearly every pair of rows is a wrong one."""
 
 
-def infonce(a: Tensor, b: Tensor, log_scale: Tensor) -> Tensor:
+NOTHING = -1e9
+"""Logit of what is not there."""
+
+
+def infonce(a: Tensor, b: Tensor, log_scale: Tensor, same: Tensor | None = None, hardness: float = 0.0) -> Tensor:
     """Cross-entropy of finding row i of one side among all rows of the other, the mean of both ways.
 
     Args:
         a: (R, D), rows of length 1; R at least 1.
         b: (R, D), row i the partner of row i of ``a``.
         log_scale: () log of the inverse temperature.
+        same: (R, R) bool, which rows belong together besides partners, or None if no others do.
+        hardness: of the negatives, see `contrast`.
 
     Returns:
-        () nats; ln R where the embeddings say nothing.
+        () nats; ln R where the embeddings say nothing and no other rows belong together.
 
     Source: van den Oord et al. 2018 (arXiv:1807.03748), equation 4, both ways as in Radford et al. 2021, "CLIP"
     (arXiv:2103.00020), figure 3.
     """
     logits = log_scale.exp() * a @ b.T
+    if same is not None or hardness:
+        same = torch.eye(len(a), dtype=torch.bool, device=a.device) if same is None else same
+        return (contrast(logits, same, hardness) + contrast(logits.T, same.T, hardness)) / 2
     right = torch.arange(len(a), device=a.device)
     return (functional.cross_entropy(logits, right) + functional.cross_entropy(logits.T, right)) / 2
 
 
-def sigmoid_loss(a: Tensor, b: Tensor, log_scale: Tensor, bias: Tensor) -> Tensor:
+def contrast(logits: Tensor, same: Tensor, hardness: float = 0.0) -> Tensor:
+    """Cross-entropy of telling each right partner from the wrong ones, the mean over each row's right partners.
+
+    A right partner has the wrong ones against it and no other right one, so the least loss is 0 however many there are.
+
+    Args:
+        logits: (R, C), how well row i goes with each candidate.
+        same: (R, C) bool, which candidates are right; at least one in each row.
+        hardness: beta. A wrong candidate counts in proportion to e^(beta logit), the weights of a row having mean 1; 0
+            counts all of them alike.
+
+    Returns:
+        () nats, the mean over rows; a row without a wrong candidate costs nothing.
+
+    Source: Khosla et al. 2020, "Supervised Contrastive Learning" (arXiv:2004.11362), equation 2, but for the other
+    right partners, which are left out of the denominator here. Hardness: Robinson et al. 2021 (arXiv:2010.04592),
+    section 3, with a class prior tau+ of 0, since it is known here which rows belong together.
+    """
+    wrong = (hardness * logits, (1 + hardness) * logits)
+    tilt, whole = (x.masked_fill(same, NOTHING).logsumexp(1) for x in wrong)
+    count = (~same).sum(1)
+    against = torch.where(count > 0, whole - tilt + count.clamp(min=1).log(), NOTHING)
+    each = functional.softplus(against[:, None] - logits).masked_fill(~same, 0.0)
+    return (each.sum(1) / same.sum(1)).mean()
+
+
+def sigmoid_loss(a: Tensor, b: Tensor, log_scale: Tensor, bias: Tensor, same: Tensor | None = None) -> Tensor:
     """Decide for every pair of rows, by itself, whether it belongs together.
 
     Args:
@@ -48,6 +83,7 @@ def sigmoid_loss(a: Tensor, b: Tensor, log_scale: Tensor, bias: Tensor) -> Tenso
         b: (R, D), row i the partner of row i of ``a``.
         log_scale: () log of the inverse temperature.
         bias: () added to every logit.
+        same: (R, R) bool, which rows belong together, partners included; None if only partners do.
 
     Returns:
         () nats per row: the sum over the R pairs of each row, averaged over rows.
@@ -56,8 +92,16 @@ def sigmoid_loss(a: Tensor, b: Tensor, log_scale: Tensor, bias: Tensor) -> Tenso
     3.2 and algorithm 1.
     """
     logits = log_scale.exp() * a @ b.T + bias
-    sign = 2 * torch.eye(len(a), dtype=logits.dtype, device=a.device) - 1
+    sign = 2 * (torch.eye(len(a), dtype=logits.dtype, device=a.device) if same is None else same.to(logits.dtype)) - 1
     return -functional.logsigmoid(sign * logits).sum() / len(a)
+
+
+def shortened(x: Tensor, width: int | None) -> Tensor:
+    """The first entries of embeddings (..., D), scaled to length 1 again; as they are where ``width`` is None.
+
+    Source: Kusupati et al. 2022, "Matryoshka Representation Learning" (arXiv:2205.13147), section 3.
+    """
+    return x if width is None or width == x.shape[-1] else functional.normalize(x[..., :width], dim=-1)
 
 
 class Alignment(nn.Module):

@@ -17,6 +17,7 @@ from torch.nn import functional
 
 from polymodal.errors import BundleError, SpecError
 from polymodal.nn.backbone import Backbone
+from polymodal.nn.drop import Dropout
 from polymodal.nn.weights import PACKAGED, file_digest
 from polymodal.types import Masked
 
@@ -82,22 +83,22 @@ class _Embedding(nn.Embedding):
 
 
 class Layer(nn.Module):
-    """Post-norm transformer layer with exact GELU: (B, L, W), keys to see (B, 1, 1, L) -> (B, L, W)."""
+    """Post-norm transformer layer with exact GELU: (B, L, W), keys to see (B, 1, 1, L) -> (B, L, W). Drops nothing."""
 
     def __init__(self, width: int, heads: int, hidden: int, eps: float) -> None:
         super().__init__()
         self.heads = heads
         self.query_key_value, self.out = _Linear(width, 3 * width), _Linear(width, width)
         self.up, self.down = _Linear(width, hidden), _Linear(hidden, width)
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps)
+        self.norm1, self.norm2, self.drop = nn.LayerNorm(width, eps), nn.LayerNorm(width, eps), Dropout(0.0)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         """Update every position."""
         parts = self.query_key_value(x).chunk(3, -1)
         q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in parts)  # (B, heads, L, W / heads)
         context = functional.scaled_dot_product_attention(q, k, v, attn_mask=seen)
-        x = self.norm1(x + self.out(context.transpose(1, 2).flatten(2)))
-        return self.norm2(x + self.down(functional.gelu(self.up(x))))
+        x = self.norm1(x + self.drop(self.out(context.transpose(1, 2).flatten(2))))
+        return self.norm2(x + self.drop(self.down(functional.gelu(self.up(x)))))
 
 
 class Bert(nn.Module):
@@ -270,8 +271,7 @@ class BertBackbone(TextBackbone):
     packaged = ("minilm",)
 
     def __init__(self, window: int = 128, overlap: int = 16) -> None:
-        path = PACKAGED["minilm"].find()
-        if path is None:
+        if (path := PACKAGED["minilm"].find()) is None:
             raise _missing()
         net, digest = Bert.load(path), f"minilm-{file_digest(path)[:16]}-{MINILM_TOKENIZER[:8]}-1"
         super().__init__(net, MINILM_WIDTH, digest, minilm_tokenizer(), window, overlap)

@@ -21,7 +21,7 @@ class AdamW:
     Source: Loshchilov and Hutter 2019 (arXiv:1711.05101), algorithm 2.
 
     Args:
-        groups: mappings with ``params`` and their ``weight_decay``.
+        groups: mappings with ``params``, their ``weight_decay`` and the ``factor`` of their rate, 1 if not given.
         betas: decay of the running means of gradients and of their squares.
     """
 
@@ -37,7 +37,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, rate: float) -> None:
-        """Move every parameter that has a gradient, at a learning rate."""
+        """Move every parameter that has a gradient, at a learning rate times its group's factor."""
         for group in self.groups:
             params = [p for p in group["params"] if p.grad is not None]
             if not params:
@@ -45,8 +45,8 @@ class AdamW:
             first, second, steps = (list(part) for part in zip(*(self._moments(p) for p in params), strict=True))
             adamw(
                 params, [p.grad for p in params], first, second, [], steps, fused=True, foreach=False, amsgrad=False,
-                beta1=self.betas[0], beta2=self.betas[1], lr=rate, weight_decay=group["weight_decay"], eps=1e-8,
-                maximize=False,
+                beta1=self.betas[0], beta2=self.betas[1], lr=rate * group.get("factor", 1.0),
+                weight_decay=group["weight_decay"], eps=1e-8, maximize=False,
             )  # fmt: skip
 
     def _moments(self, p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,13 +76,21 @@ def schedule(step: int, steps: int, warm_up: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def decay_groups(model: nn.Module, decay: float) -> list[dict[str, Any]]:
-    """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def decay_groups(model: nn.Module, decay: float, factors: Mapping[Tensor, float] | None = None) -> list[dict[str, Any]]:
+    """Parameter groups for AdamW: matrices decay, vectors (biases, norms) do not.
+
+    Args:
+        model: whose parameters are trained where they require a gradient.
+        decay: of matrices.
+        factors: parameter -> factor of its learning rate; 1 where it is not named.
+    """
+    parameters, factors = [p for p in model.parameters() if p.requires_grad], factors or {}
+    found = []
+    for factor in [1.0, *sorted({*factors.values()} - {1.0})]:
+        some = [p for p in parameters if factors.get(p, 1.0) == factor]
+        for params, own in (([p for p in some if p.ndim > 1], decay), ([p for p in some if p.ndim <= 1], 0.0)):
+            found.append({"params": params, "weight_decay": own, "factor": factor})
+    return found
 
 
 def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int, memory: int = 10) -> Tensor:

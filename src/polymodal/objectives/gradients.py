@@ -14,14 +14,14 @@ from polymodal.ranks import Ranks
 class Gradients:
     """Gradients of several losses, one per row, over all parameters side by side, the shared ones first.
 
-    Shared are the encoders and the fusion; heads, own heads and the alignment are not.
+    Shared are the thawed backbones, the encoders and the fusion; heads, own heads and the alignment are not.
     """
 
     def __init__(self, model: Model, ranks: Ranks) -> None:
-        groups = {name: [p for p in model.encoders[name].parameters() if p.requires_grad] for name in model.names}
+        groups = {name: [p for p in model.branch(name) if p.requires_grad] for name in model.names}
         shared = [p for group in groups.values() for p in group]
         shared += [p for p in model.fusion.parameters() if p.requires_grad]
-        elsewhere = ("encoders.", "fusion.", "linear.")  # the linear models learn by themselves
+        elsewhere = ("thawed.", "encoders.", "fusion.", "linear.")  # the linear models learn by themselves
         own = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith(elsewhere)]
         self.parameters, self.ranks, self.sizes = shared + own, ranks, [p.numel() for p in shared + own]
         self.shared = sum(p.numel() for p in shared)

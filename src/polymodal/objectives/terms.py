@@ -176,7 +176,7 @@ def measure(
     """
     parts: dict[str, list[Tensor]] = {}
     outputs, targets = list[Tensor](), list[Masked]()
-    for rows in torch.arange(len(prepared)).split(EVALUATION_BATCH):
+    for rows in prepared.parts(EVALUATION_BATCH):
         batch = prepared.batch(rows).to(device)
         for label, n, name, output, target in answers(model.spec, model(batch.inputs), batch):
             loss, count = model.spec.outputs[n].loss(output, target).float(), target.present.sum()

@@ -61,7 +61,8 @@ def floor_of(task: Mapping[str, Any]) -> tuple[float | None, str]:
     floor = value_of(part(task, "floor"), "score")
     if floor is None:
         return value_of(task, "chance"), "no input"
-    return floor, "the best constant answer" if part(task, "floor").get("by") == "constant" else "no input"
+    known = {"constant": "the best constant answer", "random": "chance"}
+    return floor, known.get(str(part(task, "floor").get("by")), "no input")
 
 
 def percent(share: float) -> str:

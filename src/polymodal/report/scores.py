@@ -36,6 +36,14 @@ CONFUSIONS = 5
 FLOOR = -1.0
 """Where bars of scores that have no lower end (R²) are cut off."""
 
+TITLES = {
+    "per_class": "Scores per class", "per_label": "Scores per label", "per_type": "Entities per type",
+    "averages": "Entities, means over types", "per_tag": "Words per tag", "token_averages": "Words, means over tags",
+    "directions": "Retrieval, each way", "composed": "Retrieval by all other sides together",
+    "widths": "Retrieval by the length of embeddings",
+}  # fmt: skip
+"""Details that are tables, and what stands above them."""
+
 MATRICES = frozenset({"confusion", "correlation"})
 
 CALIBRATIONS = {
@@ -246,10 +254,12 @@ def _tables(details: Mapping[str, Any]) -> list[Markup]:
     """Every other list of records, scores per class among them."""
     found = []
     for name, rows in details.items():
+        if isinstance(rows, Mapping) and all(isinstance(row, Mapping) for row in rows.values()):
+            rows = [{"mean": label} | dict(row) for label, row in rows.items()]
         if name in {*MATRICES, *CALIBRATIONS} or not isinstance(rows, list) or not rows:
             continue
         if all(isinstance(row, Mapping) for row in rows):
-            title = {"per_class": "Scores per class", "per_label": "Scores per label"}.get(name, name.replace("_", " "))
+            title = TITLES.get(name, name.replace("_", " "))
             wide = len(rows) > SHOWN
             drawn = records(rows, "" if wide else title, title, metric_name)
             found.append(fold(f"{title} ({many(len(rows), 'row')})", drawn) if wide else drawn)

@@ -9,7 +9,7 @@ from polymodal.report.markup import Markup, is_number, join, number, part, signi
 
 LOWER = frozenset(
     {"mae", "rmse", "mse", "nll", "brier", "ece", "hamming_loss", "log_loss", "loss", "error"}
-    | {"width", "set_size", "pinball", "crps", "beta_nll"}
+    | {"width", "set_size", "pinball", "crps", "beta_nll", "median_rank"}
 )
 """Scores of which less is better; the last part of "target/mae" counts."""
 
@@ -31,6 +31,13 @@ SHARES = frozenset(
         "hamming_loss",
         "coverage",
         "r2",
+        *(f"entity_{score}" for score in ("f1", "precision", "recall", "macro_f1", "weighted_f1")),
+        *(f"token_{score}" for score in ("accuracy", "micro_f1", "macro_f1", "weighted_f1")),
+        *(f"recall_at_{k}" for k in (1, 5, 10)),
+        "row_f1",
+        "reciprocal_rank",
+        "map",
+        "ndcg",
     ]
 )
 """Scores on a scale that ends at 1."""
@@ -38,7 +45,10 @@ SHARES = frozenset(
 NAMES = {
     "auroc": "AUROC", "r2": "R²", "mae": "MAE", "rmse": "RMSE", "nll": "NLL", "ece": "ECE", "brier": "Brier score",
     "macro_f1": "macro F1", "micro_f1": "micro F1", "f1": "F1", "hamming_loss": "Hamming loss", "mcc": "MCC",
-    "pinball": "pinball loss",
+    "pinball": "pinball loss", "entity_f1": "entity F1", "entity_macro_f1": "entity macro F1",
+    "entity_weighted_f1": "entity weighted F1", "token_micro_f1": "token micro F1 (without O)",
+    "token_macro_f1": "token macro F1", "token_weighted_f1": "token weighted F1", "row_f1": "F1 of a row",
+    "recall_at_1": "R@1", "recall_at_5": "R@5", "recall_at_10": "R@10", "map": "mAP", "ndcg": "NDCG",
 }  # fmt: skip
 
 OWN = "fusion model"

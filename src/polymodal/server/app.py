@@ -23,6 +23,7 @@ from polymodal.server import inference, page
 from polymodal.server.batching import Stopping
 from polymodal.server.engine import Answer
 from polymodal.server.errors import Refused, dumps
+from polymodal.server.find import told_items
 from polymodal.server.form import form, outputs
 from polymodal.server.guard import Guard, open_paths
 from polymodal.server.logs import Log, Note
@@ -92,6 +93,7 @@ class Api:
         """All of them."""
         return [
             Route("/v1/predict", _Endpoint(self.predict), methods=["POST"]),
+            Route("/v1/find", _Endpoint(self.find_items), methods=["POST"]),
             Route("/v1/models", self.list_models),
             Route("/v1/spec", self.spec),
             Route("/v1/card", self.card),
@@ -114,10 +116,32 @@ class Api:
             answers = await served.predict(asked.rows, strict=asked.strict, explain=asked.explain, deadline=until)
         self.metrics.version(served.name, served.version)
         self.metrics.answered(served.name, len(answers))
-        content = dumps(told(served, note.request_id, asked, answers))
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(content)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": content})
+        await _send_json(send, told(served, note.request_id, asked, answers))
+
+    async def find_items(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Find the items of the index that are nearest to the rows of a request.
+
+        Raises:
+            Refused: there is no index, or it is of another model than the one that is named.
+        """
+        note: Note = scope["note"]
+        served = self.find(scope["query_string"])
+        finder = self.models.finder
+        if finder is None:
+            raise Refused(404, "This server has no index. Start it with polymodal serve MODEL --index INDEX.")
+        if scope["query_string"] and served.name != finder.name:
+            raise Refused(404, f"The index is of the model {finder.name!r}, got {served.name!r}. Leave the key out.")
+        served = self.models.find(finder.name)
+        note.model, note.version = served.name, served.version
+        until, content_type = self._terms(scope, note)
+        body = await read_body(receive)
+        async with asyncio.timeout_at(until):
+            asked = await finder.intake(served).read(body, content_type)
+            note.rows = len(asked.rows)
+            found = await finder.find(served, asked.rows, count=asked.count, strict=asked.strict)
+        self.metrics.version(served.name, served.version)
+        self.metrics.answered(served.name, len(found))
+        await _send_json(send, told_items(served, note.request_id, asked, found))
 
     def find(self, query: bytes) -> Served:
         """The bundle that a request names.
@@ -236,6 +260,13 @@ async def read_body(receive: Receive) -> bytes:
         pieces.append(message.get("body", b""))
         if not message.get("more_body", False):
             return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def _send_json(send: Send, content: Mapping[str, Any]) -> None:
+    body = dumps(content)
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def told(served: Served, request_id: str, asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:

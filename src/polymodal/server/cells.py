@@ -21,6 +21,9 @@ FETCHES = 8
 SCALARS = frozenset(("text", "number", "category", "boolean", "date"))
 """Kinds of fields whose cells are no lists and no objects."""
 
+PLAIN = SCALARS | {"words"}
+"""Kinds of fields whose cells may be plain text; a text of any other kind is JSON."""
+
 
 @dataclass(frozen=True, slots=True)
 class Slot:
@@ -45,6 +48,7 @@ class Asked:
     """What a request asks.
 
     Attributes:
+        count: of items that each row asks for, where it asks an index.
         explain: whether to say what each input did to the answer.
         strict: whether a broken cell refuses the request.
         rows: column -> cell; media as bytes. Columns may be left out and cells may be None.
@@ -55,6 +59,7 @@ class Asked:
 
     explain: bool = False
     strict: bool = True
+    count: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     broken: list[list[dict[str, str]]] = field(default_factory=list)
     files: Mapping[str, Part] = field(default_factory=dict)
@@ -97,6 +102,8 @@ class Cells:
         if not slot.media:
             if slot.kind in SCALARS and isinstance(value, dict | list):
                 raise Refused(422, f"{path} must be a {slot.kind}, got {json_type(value)}.", path)
+            if slot.kind == "words" and not isinstance(value, str | list):
+                raise Refused(422, f"{path} must be a list of words or a text, got {json_type(value)}.", path)
             return value
         if isinstance(value, str):
             return self._media(asked, spot, value)
@@ -121,7 +128,7 @@ class Cells:
             raise DataError(f"{spot.path}: the cell must be text in UTF-8, got other bytes.") from None
         if spot.slot.media:
             return self._media(asked, spot, text)
-        return text if spot.slot.kind in SCALARS else parse_json(part.data)
+        return text if spot.slot.kind in PLAIN else parse_json(part.data)
 
     def _media(self, asked: Asked, spot: Spot, text: str) -> bytes | None:
         """Bytes that a text stands for; None where it is blank or still to be fetched."""

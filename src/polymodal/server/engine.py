@@ -149,9 +149,7 @@ class Engine:
             One answer per row, in order. A row without any input gets the answer that the model has for nothing.
         """
         spec = self.bundle.spec
-        with self._counted():
-            inputs = self._inputs(rows)
-        decoded = self._decode(inputs)
+        inputs, decoded = self.raw(rows)
         values = {name: [row.values.get(name) for row in rows] for name in spec.about}
         found = by_row(spec, {n: output.cpu() for n, output in decoded.items()}, values)
         present = {name: x.present.tolist() for name, x in inputs.items()}
@@ -166,6 +164,13 @@ class Engine:
             )
             for i, row in enumerate(rows)
         ]
+
+    @torch.inference_mode()
+    def raw(self, rows: Sequence[Row]) -> tuple[dict[str, Masked], Mapping[str, Tensor]]:
+        """What the model takes of decoded rows, by input, and its raw outputs, by task."""
+        with self._counted():
+            inputs = self._inputs(rows)
+        return inputs, self._decode(inputs)
 
     def warm(self) -> None:
         """Answer made-up rows, so that all is loaded before the first request: all inputs, each alone, several."""

@@ -11,8 +11,10 @@ from polymodal.reading import Field
 from polymodal.spec import Spec
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
+from polymodal.tasks.tag import Tag
 
 LEVELS = 200
 """Categories of a column that are listed, the most frequent ones."""
@@ -98,6 +100,16 @@ def _(task: Regress) -> dict[str, Any]:
     return found | ({"interval": task.interval} if _has_interval(task) else {})
 
 
+@facts.register
+def _(task: Tag) -> dict[str, Any]:
+    return {"types": list(task.types), "input": task.about}
+
+
+@facts.register
+def _(task: Match) -> dict[str, Any]:
+    return {"sides": list(task.names)}
+
+
 @singledispatch
 def answer(task: Task) -> dict[str, dict[str, Any]]:
     """JSON schemas of what a prediction always holds, by key; nothing for tasks not known here."""
@@ -146,6 +158,36 @@ def _(task: Regress) -> dict[str, dict[str, Any]]:
         levels = [str(level) for level in task.quantiles]
         return found | {"quantiles": _by(levels, number("the quantile"), "quantiles by their level")}
     return found | ({"std": number("standard deviation of the prediction's error")} if _has_interval(task) else {})
+
+
+@answer.register
+def _(task: Tag) -> dict[str, dict[str, Any]]:
+    gate = _share("1: other inputs count in full, 0: not at all") | {"description": "how far the gate is open"}
+    places = {
+        "first": "number of its first word",
+        "stop": "number of the word behind it",
+        "start": "offset of its first character in the text",
+        "end": "offset behind its last character",
+    }
+    entity: dict[str, Any] = {"type": {"enum": list(task.types)}, "text": {"type": "string"}}
+    entity |= {key: {"type": "integer", "minimum": 0, "description": told} for key, told in places.items()}
+    entity |= {"probability": _share("that just these words are one entity of this type")}
+    entity |= {"gate": gate} if task.gated else {}
+    needed = [key for key in entity if key not in ("text", "start", "end")]
+    one = {"type": "object", "required": needed, "properties": entity, "additionalProperties": False}
+    found = {
+        "entities": _list(one, "entities in the order of the text"),
+        "tags": _list({"enum": task.tags}, f"a tag for each word, in the scheme {task.scheme}"),
+    }
+    return found | ({"gates": _list(gate, "of each word, for the other inputs")} if task.gated else {})
+
+
+@answer.register
+def _(task: Match) -> dict[str, dict[str, Any]]:
+    cosine = {"type": "number", "description": "cosine of two sides"}
+    pairs = {"type": "object", "additionalProperties": cosine, "description": "cosine of each pair of sides there is"}
+    similarity = {"type": ["number", "null"], "description": "mean cosine of the sides, null without two of them"}
+    return {"similarity": similarity, "pairs": pairs}
 
 
 def _has_interval(task: Regress) -> bool:

@@ -11,6 +11,7 @@ from weakref import WeakSet
 
 from polymodal.errors import SpecError, suggest
 from polymodal.server.batching import Stopping
+from polymodal.server.find import Finder
 from polymodal.server.served import Observer, Served, version_of
 from polymodal.server.settings import Place, Settings
 
@@ -35,6 +36,7 @@ class Models:
     Attributes:
         settings: of the server.
         served: name -> its current version; empty until `start` is done.
+        finder: of the index; None without one, and until `start` is done.
         swaps: how many versions have taken another one's place.
         failed_swaps: how many could not.
     """
@@ -47,6 +49,7 @@ class Models:
     ) -> None:
         self.settings, self.metrics, self.tell = settings, metrics, tell
         self.served, self.swaps, self.failed_swaps = dict[str, Served](), 0, 0
+        self.finder: Finder | None = None
         self._started: WeakSet[Served] = WeakSet()
         self._failed: dict[str, tuple[str, Files]] = {}
         self._decoders = ThreadPoolExecutor(settings.cores, "polymodal-decode")
@@ -66,14 +69,19 @@ class Models:
         return {name: served.waiting for name, served in self.served.items()}
 
     async def start(self) -> None:
-        """Load and warm every bundle, then watch their folders.
+        """Load and warm every bundle and the index, then watch their folders.
 
         Raises:
-            BundleError: one cannot be loaded.
+            BundleError: one cannot be loaded, or the index was made by none of the bundles.
             SpecError: the device or the runtime is not there.
         """
         for place in self.settings.models:
             self.served[place.name] = await self._load(place)
+        if self.settings.index is not None:
+            loop = asyncio.get_running_loop()
+            self.finder = await loop.run_in_executor(
+                self._loader, Finder, self.settings, self.served, self._decoders, self.tell
+            )
         self._watcher = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:

@@ -60,6 +60,9 @@ def _components(models: Models, token: bool) -> dict[str, Any]:
         found[f"Request.{name}"] = schemas.request(spec, settings) | {"examples": [{"inputs": example_row(spec)}]}
         found[f"Form.{name}"] = schemas.form_request(spec, settings)
         found[f"Prediction.{name}"] = schemas.prediction(spec)
+    if (finder := models.finder) is not None:
+        spec = finder.spec(models.served[finder.name])
+        found |= {"Query": schemas.query(spec, models.settings), "QueryForm": schemas.query_form(spec, models.settings)}
     schemes = {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}} if token else {}
     return {"schemas": found, **schemes}
 
@@ -81,6 +84,7 @@ class _Paths:
         named = [self._model()]
         found = {
             "/v1/predict": {"post": self._predict()},
+            **({"/v1/find": {"post": self._find()}} if self.models.finder is not None else {}),
             "/v1/models": {"get": self._get("models", "The models of this server", _list_of_models())},
             "/v1/spec": {"get": self._get("models", "What a model takes and answers", SPEC, named)},
             "/v1/card": {"get": self._get("models", "A model's card", None, named, "text/markdown")},
@@ -107,6 +111,24 @@ class _Paths:
             "parameters": [self._model(), *_headers(self.settings)],
             "requestBody": {"required": True, "content": self._bodies()},
             "responses": responses | _refusals([s for s in REFUSALS if s != 401 or self.token]),
+        }
+
+    def _find(self) -> dict[str, Any]:
+        name = self.models.finder.name if self.models.finder is not None else ""
+        bodies = {
+            JSON: {"schema": {"$ref": "#/components/schemas/Query"}},
+            "multipart/form-data": {"schema": {"$ref": "#/components/schemas/QueryForm"}},
+        }
+        model = self._model() | {"description": "The index's model.", "schema": {"type": "string", "enum": [name]}}
+        return {
+            "operationId": "find",
+            "tags": ["predict"],
+            "summary": "Find items of the index",
+            "description": "The items that are nearest to each row. A row of several inputs is composed of them.",
+            "parameters": [model, *_headers(self.settings)],
+            "requestBody": {"required": True, "content": bodies},
+            "responses": {"200": _json("The nearest items of each row.", FOUND)}
+            | _refusals([s for s in REFUSALS if s != 401 or self.token]),
         }
 
     def _bodies(self) -> dict[str, Any]:
@@ -236,6 +258,16 @@ ANSWER = _object(
         ),
     },
     explanations=_rows({"type": "object"}, "For each row, if asked for: by task, what each input did to the answer."),
+)
+FOUND = _object(
+    {name: ANSWER["properties"][name] for name in ("model", "version", "request_id")}
+    | {
+        "items": _rows(
+            _rows(_object({"id": TEXT, "score": {"type": "number"}, "columns": {"type": "object"}}), "Nearest first."),
+            "For each row.",
+        )
+    }
+    | {name: ANSWER["properties"][name] for name in ("absent", "broken", "repairs")}
 )
 SPEC = _object(
     {

@@ -20,9 +20,13 @@ SMALL = 64 << 10
 """Bytes of a body above which it is read in a thread, so that the event loop goes on meanwhile."""
 
 OPTIONS = {"explain": False, "strict": True}
-"""What a request may ask for, and what holds where it does not."""
+"""What a prediction's request may ask for, and what holds where it does not."""
 
-KEYS = ("inputs", *OPTIONS)
+FIND_OPTIONS = {"count": 10, "strict": True}
+"""What a request to an index may ask for, likewise."""
+
+MOST = 1000
+"""Items of an index that a row may ask for."""
 
 
 _MILLISECONDS = re.compile(r"[0-9]{1,15}([.][0-9]{1,15})?")
@@ -53,13 +57,15 @@ class Intake:
     """Reads requests to one bundle.
 
     Attributes:
+        options: what a request may ask for, and what holds where it does not.
         slots: name that a cell may be given under -> its column.
         groups: input of several columns -> the names of those, which may also be given within an object of its name.
         targets: what the model predicts, and no request may fill.
     """
 
-    def __init__(self, spec: Spec, settings: Settings) -> None:
-        self.settings, self._cells = settings, Cells(settings)
+    def __init__(self, spec: Spec, settings: Settings, options: Mapping[str, bool | int] = OPTIONS) -> None:
+        self.settings, self.options, self._cells = settings, options, Cells(settings)
+        self._keys = ("inputs", *options)
         self.slots, self.groups = dict[str, Slot](), dict[str, frozenset[str]]()
         for name, part in spec.inputs.items():
             fields = part.fields(name)
@@ -90,7 +96,7 @@ class Intake:
         if kind == "application/json":
             return self._document(parse_json(body))
         if kind == "multipart/form-data":
-            most = self.settings.max_rows * (len(self.slots) + 1) + len(KEYS)
+            most = self.settings.max_rows * (len(self.slots) + 1) + len(self._keys)
             return self._form(read_parts(body, content_type, most))
         raise Refused(
             415,
@@ -102,10 +108,11 @@ class Intake:
         """Rows of a JSON body, whose media may lie in files beside it."""
         if not isinstance(document, dict):
             raise Refused(422, f"The body must be an object with 'inputs', got {json_type(document)}.")
-        for name in document.keys() - set(KEYS):
-            raise Refused(422, f"The body must have keys of {list(KEYS)}, got {short(name)}.{near(name, KEYS)}")
-        explain, strict = (_flag(document.get(name, usual), name) for name, usual in OPTIONS.items())
-        asked = Asked(explain, strict, files=files or {})
+        for name in document.keys() - set(self._keys):
+            known = f"keys of {list(self._keys)}"
+            raise Refused(422, f"The body must have {known}, got {short(name)}.{near(name, self._keys)}")
+        wishes: dict[str, Any] = {n: _wish(document.get(n, usual), usual, n) for n, usual in self.options.items()}
+        asked = Asked(files=files or {}, **wishes)
         rows = document.get("inputs")
         rows = [rows] if isinstance(rows, dict) else rows
         if not isinstance(rows, list) or not rows:
@@ -124,11 +131,13 @@ class Intake:
         named = dict[str, list[Part]]()
         for part in parts:
             named.setdefault(part.name, []).append(part)
-        special = {n: named.pop(n) for n in KEYS if n in named and n not in self.slots}
+        special = {n: named.pop(n) for n in self._keys if n in named and n not in self.slots}
         for name, found in special.items():
             if len(found) > 1:
                 raise Refused(422, f"{name} must be one part of the form, got {len(found)}.", name)
-        document: dict[str, Any] = {n: _spoken(special[n][0]) for n in OPTIONS if n in special}
+        document: dict[str, Any] = {
+            n: _spoken(special[n][0], usual) for n, usual in self.options.items() if n in special
+        }
         if "inputs" in special:
             document["inputs"] = parse_json(special["inputs"][0].data)
             return self._document(document, _files(document["inputs"], named))
@@ -211,18 +220,29 @@ def _cells(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield from (inner for inner in cell.values() if isinstance(inner, dict))
 
 
-def _flag(value: Any, name: str) -> bool:
-    if not isinstance(value, bool):
-        raise Refused(422, f"{name} must be true or false, got {json_type(value)}.", name)
+def _wish(value: Any, usual: bool | int, name: str) -> bool | int:
+    """What a request says of an option, of the type of what usually holds.
+
+    Raises:
+        Refused: it is neither true nor false, or no whole number from 1 to `MOST`.
+    """
+    if isinstance(usual, bool):
+        if not isinstance(value, bool):
+            raise Refused(422, f"{name} must be true or false, got {json_type(value)}.", name)
+    elif type(value) is not int or not 1 <= value <= MOST:
+        raise Refused(422, f"{name} must be a whole number from 1 to {MOST}, got {json_type(value)}.", name)
     return value
 
 
-def _spoken(part: Part) -> bool:
-    """A flag that a form gives as text.
+def _spoken(part: Part, usual: bool | int) -> bool | int | str:
+    """An option that a form gives as text.
 
     Raises:
-        Refused: it is neither yes nor no.
+        Refused: it is neither yes nor no, where it should be one of them.
     """
+    if not isinstance(usual, bool):
+        text = part.data.decode("utf-8", "replace").strip()
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else text
     try:
         flag = parse_boolean(part.data.decode("utf-8", "replace"))
     except ValueError:

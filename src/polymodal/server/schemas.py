@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from polymodal.reading import Field
 from polymodal.server.form import answer, example_cell, example_row
+from polymodal.server.requests import FIND_OPTIONS, MOST
 from polymodal.server.settings import Settings
 from polymodal.spec import Spec
 
 Schema = dict[str, Any]
 KINDS: dict[str, tuple[list[str], str]] = {
     "text": (["string", "number", "null"], "A text."),
+    "words": (["array", "string", "null"], "Words as a list of texts, or a text, which is split into words."),
     "number": (["number", "string", "null"], "A finite number, or a text that is one."),
     "category": (["string", "number", "boolean", "null"], "A category; unseen ones are taken, and told in repairs."),
     "boolean": (["boolean", "string", "integer", "null"], "true or false; also yes, no, y, n, t, f, 1, 0."),
@@ -29,6 +32,18 @@ OPTIONS: Schema = {
         "default": True,
         "description": "Refuse a row with a broken cell; else that cell counts as absent and is listed in broken.",
     },
+}
+
+
+SAID: Schema = {"type": "string", "enum": ["true", "false"]}
+"""A flag in a form."""
+
+COUNT: Schema = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": MOST,
+    "default": FIND_OPTIONS["count"],
+    "description": "Items for each row, at most.",
 }
 
 
@@ -65,6 +80,8 @@ def _cell(field: Field, media: bool, settings: Settings, files: bool) -> Schema:
         known = ", ".join(field.levels[:SHOWN]) + (" ..." if len(field.levels) > SHOWN else "")
         told += f" Known: {known}."
     schema: Schema = {"type": types, "description": told}
+    if "array" in types:
+        schema["items"] = {"type": "string"}
     if media:
         schema["contentEncoding"] = "base64"
     if media and files:
@@ -97,12 +114,15 @@ def _rows(one: Schema, settings: Settings) -> Schema:
 
 def form_request(spec: Spec, settings: Settings) -> Schema:
     """The form of a prediction's request: a part for each cell, or rows in JSON beside their files."""
+    return _form(spec, settings, dict.fromkeys(OPTIONS, SAID))
+
+
+def _form(spec: Spec, settings: Settings, options: Mapping[str, Schema]) -> Schema:
     cells: dict[str, Schema] = {}
     for name, part in spec.inputs.items():
         for field in part.fields(name):
             told = f"A {field.kind}: " + ("a file, or text as in JSON." if part.media else "text.")
             cells[field.column] = {"type": "string", "description": f"{told} Once for each row; empty where absent."}
-    options = {name: {"type": "string", "enum": ["true", "false"]} for name in OPTIONS}
     rows = _rows(row(spec, settings, files=True), settings)
     return {
         "anyOf": [
@@ -110,6 +130,17 @@ def form_request(spec: Spec, settings: Settings) -> Schema:
             {"type": "object", "properties": {"inputs": rows, **options}, "required": ["inputs"]},
         ]
     }
+
+
+def query(spec: Spec, settings: Settings) -> Schema:
+    """The JSON body of a request to an index; ``spec`` has the inputs that can be searched by."""
+    own = {"inputs": _rows(row(spec, settings), settings), "count": COUNT, "strict": OPTIONS["strict"]}
+    return {"type": "object", "required": ["inputs"]} | _only(own)
+
+
+def query_form(spec: Spec, settings: Settings) -> Schema:
+    """The form of a request to an index: a part for each cell, or rows in JSON beside their files."""
+    return _form(spec, settings, {"count": {"type": "string", "pattern": "^[0-9]{1,4}$"}, "strict": SAID})
 
 
 def prediction(spec: Spec) -> Schema:

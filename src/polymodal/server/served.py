@@ -128,6 +128,14 @@ class Served:
                     self.metrics.presence(self.name, name, name not in answer.absent)
         return answers
 
+    def read(self, rows: Sequence[Mapping[str, Any]], *, strict: bool) -> list[Row]:
+        """Decode rows in this thread.
+
+        Raises:
+            DataError: a cell is broken and ``strict``; the message starts with the row and the column.
+        """
+        return _raised(self._read(0, rows, strict, False))
+
     async def close(self, seconds: float) -> None:
         """Take nothing new in, answer what was taken in, and end the model's threads."""
         await self.batcher.close(seconds)

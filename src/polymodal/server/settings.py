@@ -58,6 +58,7 @@ class Settings(BaseModel):
         allow_hosts: names of hosts from which media may be fetched by URL.
         watch: seconds between two looks at the bundles' folders for a new version; 0 never looks.
         drain: seconds that a stopping server gives to what it has taken in.
+        index: folder of an index that one of the bundles has made, for ``/v1/find``.
         page: whether ``/`` shows a page to try the model on, and ``/docs`` one to read the API on.
     """
 
@@ -81,6 +82,7 @@ class Settings(BaseModel):
     allow_hosts: tuple[Host, ...] = ()
     watch: float = Field(2.0, ge=0, le=3600)
     drain: float = Field(30.0, ge=0, le=3600)
+    index: Path | None = None
     page: bool = True
 
     @model_validator(mode="after")

@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from polymodal.errors import DataError
-from polymodal.server.cells import SCALARS
+from polymodal.server.cells import PLAIN
 from polymodal.server.strict import parse_json, short
 from polymodal.task import Task, VectorTask
 from polymodal.tasks.classify import label_text
@@ -85,7 +85,7 @@ def elements(tensor: Tensor, raw: bytes | None, kind: str, media: bool) -> list[
     Raises:
         DataError: shape, datatype or elements are not what the column takes.
     """
-    taken = {"BYTES"} if media or kind in ("text", "date") else _TAKEN.get(kind, {"BYTES", *_DTYPES})
+    taken = {"BYTES"} if media or kind in ("text", "date", "words") else _TAKEN.get(kind, {"BYTES", *_DTYPES})
     if tensor.datatype not in taken:
         raise DataError(f"{tensor.name} must have datatype {' or '.join(sorted(taken))}, got {tensor.datatype}.")
     found = _from_json(tensor) if raw is None else _from_bytes(tensor, raw)
@@ -109,7 +109,7 @@ def cell(value: Any, kind: str, media: bool) -> Any:
             value = value.decode()
         except UnicodeDecodeError:
             raise DataError("the cell must be text in UTF-8, got other bytes.") from None
-    return parse_json(value.encode()) if isinstance(value, str) and kind not in SCALARS else value
+    return parse_json(value.encode()) if isinstance(value, str) and kind not in PLAIN else value
 
 
 def rows_of(tensor: Tensor) -> int:

@@ -43,7 +43,7 @@ class Traced:
     Attributes:
         graph: ONNX.
         inputs: in the graph's order; positions only where an answer depends on them.
-        outputs: each task's raw output.
+        outputs: each task's raw output; its second axis varies where the task is about an input.
     """
 
     graph: bytes
@@ -93,6 +93,9 @@ def trace_on(model: Model, samples: Samples) -> Traced:
     for name in samples.vary:
         for part in ("values", "mask", "at"):
             axes.get(f"{name}.{part}", {})[1] = f"{name}.length"
+    for n, task in model.spec.outputs.items():
+        if task.about is not None:
+            axes[f"{n}.output"][1] = f"{n}.length"
     module, file = _Answers(model, list(tensors)).eval(), io.BytesIO()
     try:
         with _quiet(), torch.no_grad():

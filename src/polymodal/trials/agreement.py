@@ -66,7 +66,8 @@ class Reference:
 
     Two classes are a tie where their probabilities in the reference are closer than twice the tolerance, since each
     of them may move by it. A label that a threshold lets in or keeps out is a tie where its probability moved in that
-    direction: how far it moved is judged as a number.
+    direction: how far it moved is judged as a number. An entity that only one of the two finds is a tie where it is
+    hardly likelier than all else together.
 
     Args:
         rows: one answer per row.
@@ -102,10 +103,12 @@ class Reference:
     def _task(self, task: str, expected: Mapping[str, Any], got: Mapping[str, Any]) -> Difference:
         if expected == got:
             return Difference()
-        if not isinstance(got, Mapping):
+        if not isinstance(got, Mapping) or expected.keys() != got.keys():
             return Difference(float("inf"))
+        if "entities" in expected:
+            return self._entities(expected, got)
         a, b = dict(_numbers(expected)), dict(_numbers(got))
-        if expected.keys() != got.keys() or a.keys() != b.keys():
+        if a.keys() != b.keys():
             return Difference(float("inf"))
         gaps = [abs(a[path] - b[path]) / self._unit(task, path) for path in a]
         found = Difference(max((float("inf") if math.isnan(gap) else gap for gap in gaps), default=0.0))
@@ -113,6 +116,28 @@ class Reference:
             if key in _LABELS:
                 found = found.join(self._labels(expected, got, key))
         return found
+
+    def _entities(self, expected: Mapping[str, Any], got: Mapping[str, Any]) -> Difference:
+        """Spans as labels, their probabilities and gates as numbers. Tags say the same as spans once more."""
+        sides = [{(e["type"], e["first"], e["stop"]): e for e in answer["entities"]} for answer in (expected, got)]
+        gates = [answer.get("gates", []) for answer in (expected, got)]
+        if len(expected["tags"]) != len(got["tags"]) or len(gates[0]) != len(gates[1]):
+            return Difference(float("inf"))
+        before, after = sides
+        number = max((abs(x - y) for x, y in zip(*gates, strict=True)), default=0.0)
+        for span in before.keys() & after.keys():
+            number = max(number, *self._same(before[span], after[span]))
+        lost = [(before.get(span) or after[span])["probability"] for span in before.keys() ^ after.keys()]
+        ties = sum(p <= 0.5 + 2 * self.tolerance for p in lost)
+        return Difference(number, len(lost) - ties, ties)
+
+    @staticmethod
+    def _same(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[float]:
+        """Differences of two entities of the same words."""
+        moves = ("probability", "gate")
+        fixed = [{key: value for key, value in entity.items() if key not in moves} for entity in (one, other)]
+        yield 0.0 if fixed[0] == fixed[1] else float("inf")
+        yield from (abs(one[key] - other[key]) for key in moves if key in one and key in other)
 
     def _unit(self, task: str, path: tuple[str, ...]) -> float:
         return 1.0 if path[0].startswith("probabilit") else self._scales[task, _target(path)]

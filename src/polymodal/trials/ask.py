@@ -170,6 +170,8 @@ def _text(value: Any) -> Any:
 def _plain(value: Any) -> Any:
     """A table's cell as JSON can hold it, or bytes."""
     value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, list | tuple | np.ndarray):  # words
+        return [_plain(cell) for cell in value]
     if isinstance(value, bytes):
         return value
     if is_missing(value, frozenset()) or (isinstance(value, float) and not np.isfinite(value)):
@@ -213,6 +215,7 @@ def _sound(seed: int) -> bytes:
 
 _VARIED: dict[str, Callable[[Field, int], Any]] = {
     "text": _words,
+    "words": _words,
     "image": lambda field, seed: _picture(seed),
     "audio": lambda field, seed: _sound(seed),
     "number": lambda field, seed: (1.5 * (field.example or 0) + 1, 0, -2.25, 1e6)[seed % 4],

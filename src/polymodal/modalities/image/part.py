@@ -24,12 +24,13 @@ from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.efficientnet import REDUCTION, WIDTH, efficientnet_lite0
+from polymodal.nn.hog import hog
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.reading import Field as FormField
 from polymodal.types import Masked, tracing
 
-LITE = "efficientnet-lite0"
+LITE, HOG = "efficientnet-lite0", "hog"
 THUMBNAIL = 8  # side of what `Image.summary` sees without a backbone
 
 
@@ -39,11 +40,13 @@ class Image(Modality):
     Every image becomes upright 8 bit RGB of one size. Colour profiles are not applied.
 
     Attributes:
-        pretrained: in a spec ``backbone``: "efficientnet-lite0", "hf:org/name" for a model from Hugging Face, "none"
-            for a small network learned from scratch, "auto" for efficientnet-lite0 where its weights are installed,
-            else none.
-        size: side in pixels; 224 with a backbone, 64 from scratch, when not given.
-        grid: an image becomes grid x grid tokens, 2 x 2 when not given. Not for "hf:", whose models make their own.
+        pretrained: in a spec ``backbone``: "efficientnet-lite0", "hf:org/name" for a model from Hugging Face, "hog" for
+            histograms of gradients, which tell shapes (letters, symbols, drawings) and need no weights, "none" for
+            a small network learned from scratch, "auto" for efficientnet-lite0 where its weights are installed, else
+            none.
+        size: side in pixels; when not given 224 with a pretrained backbone, 64 with "hog" or from scratch.
+        grid: an image becomes grid x grid tokens, 2 x 2 when not given; with "hog" one token of grid x grid histograms,
+            8 x 8 when not given. Not for "hf:", whose models make their own.
         resize: how an image becomes square: "stretch" keeps everything at the cost of its proportions, "crop" keeps
             the middle, "pad" adds grey margins.
         max_pixels: larger images are refused before they are decoded, since a small file can hold a huge one.
@@ -68,8 +71,8 @@ class Image(Modality):
     @field_validator("pretrained")
     @classmethod
     def _known_backbone(cls, value: str) -> str:
-        known = ("auto", LITE, "none", "hf:org/name")
-        if value not in known[:3] and not (value.startswith("hf:") and len(value) > 3):
+        known = ("auto", LITE, HOG, "none", "hf:org/name")
+        if value not in known[:4] and not (value.startswith("hf:") and len(value) > 3):
             raise ValueError(f"backbone must be one of {list(known)}, got {value!r}.{suggest(value, known)}")
         return value
 
@@ -77,10 +80,13 @@ class Image(Modality):
     def _settings_fit(self) -> Self:
         if self.pretrained.startswith("hf:") and self.grid is not None:
             raise ValueError(f"grid must not be set with backbone {self.pretrained!r}, which ignores it. Leave it out.")
-        least = (self.grid or 2) * (REDUCTION if self.pretrained in ("auto", LITE) else 16)
+        if self.pretrained == HOG:
+            least = 2 + 2 * self.cells
+        else:
+            least = self.cells * (REDUCTION if self.pretrained in ("auto", LITE) else 16)
         if self.size is not None and not self.pretrained.startswith("hf:") and self.size < least:
             raise ValueError(
-                f"size must be at least {least} for a grid of {self.grid or 2} with backbone {self.pretrained!r}, "
+                f"size must be at least {least} for a grid of {self.cells} with backbone {self.pretrained!r}, "
                 f"got {self.size}. Raise size or lower grid."
             )
         return self
@@ -95,12 +101,12 @@ class Image(Modality):
     @property
     def side(self) -> int:
         """The size that is used, in pixels."""
-        return self.size or (64 if self.name == "none" else 224)
+        return self.size or (64 if self.name in ("none", HOG) else 224)
 
     @property
     def cells(self) -> int:
         """The grid that is used."""
-        return self.grid or 2
+        return self.grid or (8 if self.pretrained == HOG else 2)
 
     def fields(self, name: str) -> tuple[FormField, ...]:
         """An image file; the example is a small PNG."""
@@ -153,7 +159,7 @@ class Image(Modality):
         return Masked.pad(rows, torch.zeros(3, self.side, self.side, dtype=torch.uint8))
 
     def backbone(self) -> Backbone | None:
-        """The pretrained network from pixels to tokens (B, T, W). One per process: copy it to train it.
+        """The fixed network from pixels to tokens (B, T, W). One per process: copy it to train it.
 
         Raises:
             SpecError: it is not installed.
@@ -163,6 +169,8 @@ class Image(Modality):
             return None
         if self.name == LITE:
             return efficientnet_lite0(self.side, self.cells)
+        if self.name == HOG:
+            return hog(self.side, self.cells)
         return _from_hub(self.name)
 
     def encoder(self, dim: int) -> nn.Module:
@@ -170,7 +178,8 @@ class Image(Modality):
         if self.name == "none":
             return SmallImageEncoder(self.side, self.cells, dim)
         backbone = None if self.name == LITE else self.backbone()
-        return TokenEncoder(WIDTH if backbone is None else backbone.width, dim, coordinates=2)
+        width = WIDTH if backbone is None else backbone.width
+        return TokenEncoder(width, dim, coordinates=0 if self.name == HOG else 2)
 
     def summary(self, x: Masked) -> Tensor:
         """Mean of the backbone's tokens (B, W), or a thumbnail's pixels in [0, 1] (B, 192)."""

@@ -8,7 +8,8 @@ from typing import Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from polymodal.modalities.text.words import HAN
+from polymodal.nn.noise import misspell
+from polymodal.nn.segment import HAN
 
 _UNIT = re.compile(rf"([{HAN}]|[^\s{HAN}]+)(\s*)")
 
@@ -51,19 +52,3 @@ class TextAugmentation(BaseModel):
         for i in np.flatnonzero(rng.random(len(units)) < self.typo):
             units[i][0] = misspell(units[i][0], rng)
         return "".join(word + gap for word, gap in units).strip()
-
-
-def misspell(word: str, rng: np.random.Generator) -> str:
-    """A word with one letter left out, doubled, replaced or swapped; the same word if it has no two letters."""
-    letters = [i for i, sign in enumerate(word) if sign.isalpha() and not re.match(f"[{HAN}]", sign)]
-    if len(letters) < 2:
-        return word
-    i, kind = letters[rng.integers(len(letters) - 1)], rng.integers(4)
-    if kind == 0:
-        return word[:i] + word[i + 1 :]
-    if kind == 1:
-        return word[: i + 1] + word[i:]
-    if kind == 2:
-        other = word[letters[rng.integers(len(letters))]]
-        return word[:i] + other + word[i + 1 :]
-    return word[:i] + word[i + 1] + word[i] + word[i + 2 :]

@@ -17,18 +17,17 @@ from polymodal.modalities.text.augment import TextAugmentation
 from polymodal.modalities.text.clean import clean, decode
 from polymodal.modalities.text.corrupt import corruptions
 from polymodal.modalities.text.pieces import pieces
-from polymodal.modalities.text.words import ENGLISH_STOP_WORDS, Cjk, split_words
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.bert import MINILM_WIDTH, BertBackbone, Subwords, minilm_tokenizer
-from polymodal.nn.blocks import Block, Positions, TokenEncoder
+from polymodal.nn.blocks import TokenEncoder
+from polymodal.nn.segment import ENGLISH_STOP_WORDS, Cjk, split_words
 from polymodal.nn.weights import PACKAGED
+from polymodal.nn.worded import BAG, UNKNOWN, WordEncoder, bag_of_words
 from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.reading import Field as FormField
 from polymodal.types import Masked
 
-BAG = 2000  # ids in the bag of words of `Text.summary`
-UNKNOWN = 0  # id of every word outside the vocabulary
 _SCRATCH_ONLY = ("cjk", "stop_words", "vocabulary_size", "min_count", "layers")
 _PRETRAINED_ONLY = ("window", "overlap")
 
@@ -217,11 +216,7 @@ class Text(Modality):
         """Mean of the backbone's tokens (B, W), or a bag of the most frequent words as unit vectors (B, F)."""
         if x.values.is_floating_point():
             return x.mean()
-        size = min(BAG, len(self.vocabulary or ()) + 1)
-        counted = (x.mask & (x.values < size)).float()
-        bag = torch.zeros(x.mask.shape[0], size, device=x.values.device)
-        bag.scatter_add_(1, x.values.clamp(max=size - 1), counted)
-        return nn.functional.normalize(bag.log1p(), dim=1)
+        return bag_of_words(x, min(BAG, len(self.vocabulary or ()) + 1))
 
     def _tokenizer(self) -> Subwords | None:
         """The backbone's tokenizer, or None from scratch."""
@@ -248,33 +243,6 @@ class Text(Modality):
     def _index(self) -> dict[str, int]:
         """Id of each known word."""
         return {word: i for i, word in enumerate(self.vocabulary or (), start=UNKNOWN + 1)}
-
-
-class WordEncoder(nn.Module):
-    """Word ids (B, N) -> tokens (B, N, dim): embeddings, positions, transformer blocks.
-
-    Args:
-        size: ids, the unknown word included.
-        dim: D.
-        layers: transformer blocks.
-        dropout: of embeddings and in blocks, while training.
-    """
-
-    def __init__(self, size: int, dim: int, layers: int = 1, dropout: float = 0.1) -> None:
-        super().__init__()
-        heads = next(heads for heads in (4, 2, 1) if dim % heads == 0)
-        self.words, self.positions = nn.Embedding(size, dim), Positions(1, dim)
-        self.drop, self.norm = nn.Dropout(dropout), nn.LayerNorm(dim)
-        self.blocks = nn.ModuleList(Block(dim, heads, dropout) for _ in range(layers))
-
-    def forward(self, x: Masked) -> Masked:
-        """Encode ids; mask and positions stay."""
-        values = self.words(x.values.masked_fill(~x.mask, UNKNOWN))
-        values = values if x.at is None else values + self.positions(x.at)
-        y = Masked(self.drop(values), x.mask, x.at)
-        for block in self.blocks:
-            y = block(y)
-        return Masked(self.norm(y.values), y.mask, y.at)
 
 
 @cache

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from polymodal.modalities.text.words import Cjk, split_words
+from polymodal.nn.segment import Cjk, split_words
 from polymodal.reading import Pieces
 
 MOST = 48

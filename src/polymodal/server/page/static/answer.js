@@ -3,6 +3,7 @@
 import { el, fixed, share } from "./lib.js";
 
 const TOP = 8; // classes that are listed; the rest is summed
+const COLOURS = 6; // of types of entities
 const CERTAINTY = [[0.995, "almost certain"], [0.9, "very likely"], [0.7, "likely"], [0.5, "more likely than not"], [0, "uncertain"]];
 const PRECISION = [[0.9, "hardly better than the average"], [0.6, "rough"], [0.25, "fairly precise"], [0, "precise"]];
 
@@ -77,12 +78,55 @@ function measured(name, { value, low, high, std }, before, fitted, k) {
   return { head, drawn, short: label + text(value), said: `${label}${text(value)}, ${interval}${precise}` };
 }
 
+/** Entities as marks in the text that they were found in, and as bars of their probability. */
+function tagged({ entities }, before, fitted, text) {
+  const colours = Object.fromEntries((fitted?.types ?? []).map((type, i) => [type, `mark t${i % COLOURS}`]));
+  const mark = ({ type }, shown) => el("mark", { class: colours[type] ?? "mark" }, shown, el("small", {}, type));
+  const letters = [...text]; // offsets count characters, not units of UTF-16
+  const stands = entities.every((e) => letters.slice(e.start, e.end).join("") === e.text);
+  const parts = [];
+  let done = 0;
+  for (const entity of stands ? entities : []) {
+    parts.push(letters.slice(done, entity.start).join(""), mark(entity, entity.text));
+    done = entity.end;
+  }
+  const shown = stands ? [...parts, letters.slice(done).join("")] : entities.map((e) => [mark(e, e.text), " "]);
+  const gate = (e) => (e.gate === undefined ? "" : `, other inputs ${share(e.gate)}`);
+  const rows = entities.map((e) => row(`${e.text} (${e.type}${gate(e)})`, "", piece("bar own", { width: 100 * e.probability }), share(e.probability)));
+  const none = "no entity in it";
+  return {
+    head: [entities.length ? null : headline("none", none), el("p", { class: "marked" }, shown)],
+    said: entities.map((e) => `${e.text}, ${e.type}, ${sure(e.probability)}`).join("; ") || none,
+    short: entities.map((e) => `${e.text} ${e.type}`).join(", ") || "none",
+    body: rows.length ? [el("table", { class: "bars" }, el("caption", { class: "quiet" }, "entities"), el("tbody", {}, rows))] : [],
+  };
+}
+
+/** How alike what is matched is, on an axis from opposite to the same. */
+function matched({ similarity, pairs }, before) {
+  if (similarity === null) {
+    const none = "two of what is matched must be there";
+    return { head: headline("–", none), said: none, short: "none", body: [] };
+  }
+  const at = (cosine) => 50 + 50 * Math.max(-1, Math.min(cosine, 1));
+  const was = typeof before?.similarity === "number" ? piece("was", { left: at(before.similarity) }) : null;
+  const drawn = el("div", { "aria-hidden": "true" },
+    el("span", { class: "track axis" }, was, piece("marker", { left: at(similarity) })),
+    el("span", { class: "ends" }, ["−1", "1"].map((end) => el("span", {}, end))));
+  const rows = Object.entries(pairs).map(([name, x]) => row(name, "", piece(x < 0 ? "bar minus" : "bar own", { width: 100 * Math.min(Math.abs(x), 1) }), fixed(x, 1)));
+  const several = rows.length > 1 ? [el("table", { class: "bars" }, el("caption", { class: "quiet" }, "cosine of each pair"), el("tbody", {}, rows))] : [];
+  const text = fixed(similarity, 1);
+  return { head: [headline(text, "cosine similarity"), drawn], said: `similarity ${text}`, short: text, body: several };
+}
+
 /** What one task says; what the prediction holds tells of which kind it is. */
-function tell(answer, before, fitted) {
+function tell(answer, before, fitted, text) {
   if (answer.probabilities) return chosen(answer, before, fitted);
+  if (answer.entities) return tagged(answer, before, fitted, text);
+  if ("similarity" in answer) return matched(answer, before);
   if (!("value" in answer)) {
-    const text = JSON.stringify(answer, null, 2);
-    return { head: el("pre", {}, text), said: text, short: text.slice(0, 60), body: [] };
+    const json = JSON.stringify(answer, null, 2);
+    return { head: el("pre", {}, json), said: json, short: json.slice(0, 60), body: [] };
   }
   const names = isMap(answer.value) ? Object.keys(answer.value) : [""];
   const of = (said, name) => Object.fromEntries(Object.entries(said ?? {}).map(([key, x]) => [key, name && isMap(x) ? x[name] : x]));
@@ -133,12 +177,13 @@ export function answer(reply, before, spec, form, ms) {
   const said = [], short = [];
   const tasks = Object.entries(reply.predictions[0]).map(([task, prediction]) => {
     const [fitted, old] = [spec.spec?.outputs?.[task], before?.predictions[0][task]];
-    const now = tell(prediction, old, fitted);
+    const text = fitted?.input ? form.text(fitted.input) : "";
+    const now = tell(prediction, old, fitted, text);
     said.push(`${task}: ${now.said}`);
     short.push(now.short);
     const why = Object.entries(reply.explanations?.[0] ?? {}).filter(([key]) => key === task || key.startsWith(`${task}/`));
     return el("article", {}, el("h2", {}, task), now.head,
-      el("p", { class: "before" }, old ? `before: ${tell(old, null, fitted).short}` : ""), now.body,
+      el("p", { class: "before" }, old ? `before: ${tell(old, null, fitted, text).short}` : ""), now.body,
       why.map(([key, x]) => contributions(`What each input contributed${key === task ? "" : ` to ${key.slice(task.length + 1)}`}`, x, reasons)));
   });
   const foot = `Answered in ${ms < 10 ? ms.toFixed(1) : Math.round(ms)} ms by ${reply.model} ${reply.version}.`;
@@ -148,8 +193,8 @@ export function answer(reply, before, spec, form, ms) {
 
 /** What is shown before there is an answer. */
 export function nothing(outputs) {
-  const lines = outputs.map(({ task, kind, classes, labels }) => {
-    const names = classes ?? labels ?? [];
+  const lines = outputs.map(({ task, kind, classes, labels, types, sides }) => {
+    const names = classes ?? labels ?? types ?? sides ?? [];
     const more = names.length > 12 ? ` and ${names.length - 12} more` : "";
     return el("li", {}, el("b", {}, task), names.length ? `: ${names.slice(0, 12).join(", ")}${more}` : ` (${kind})`);
   });

@@ -44,6 +44,7 @@ function json(id) {
 }
 
 const KINDS = {
+  words: (id) => plain(el("textarea", { id, rows: "3", "aria-describedby": `${id}-error` })),
   text: (id) => plain(el("textarea", { id, rows: "3", "aria-describedby": `${id}-error` })),
   number: (id) => plain(input(id, "number", { step: "any", inputmode: "decimal" }), Number),
   date: (id, field) => plain(input(id, /\d[T ]\d/.test(field.example ?? "") ? "datetime-local" : "date")),
@@ -127,6 +128,15 @@ export class Form {
   /** Whether an input is filled in, switched on or not. */
   given(name) {
     return this.controls.some((control) => control.group === name && (control.fault?.() || control.value() !== undefined));
+  }
+
+  /** What an input's first field holds as text; a JSON list of words with a space between each two. */
+  text(name) {
+    const cell = this.controls.find((control) => control.group === name)?.value() ?? "";
+    try {
+      const words = JSON.parse(cell);
+      return Array.isArray(words) ? words.join(" ") : cell;
+    } catch { return cell; }
   }
 
   /** Show a message beside the field that a server's ``where`` or a broken cell names. */

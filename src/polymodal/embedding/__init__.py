@@ -1,0 +1,1 @@
+"""Rows as vectors, by a model that matches its inputs or by one modality's own backbone."""
