@@ -11,6 +11,26 @@ import torch
 torch.set_num_threads(1)
 
 
+LONG = (
+    "test_docs.py::test_every_block_runs[serve.md]",
+    "test_docs.py::test_every_block_runs[diagnose.md]",
+    "test_docs.py::test_every_block_runs",
+    "test_benchmarks.py",
+    "test_recipes.py",
+    "test_digits.py",
+)
+"""What takes longest, and so begins first: at the end of a run one worker would be waited for."""
+
+
+def pytest_collection_modifyitems(items):
+    """Put the long ones first; the others stay in order, so that what they share is made once."""
+
+    def place(item):
+        return next((i for i, name in enumerate(LONG) if name in item.nodeid), len(LONG))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Features and graphs of a test session stay apart from the user's; subprocesses inherit the folder."""

@@ -129,7 +129,7 @@ def test_a_row_without_what_a_task_is_about_gets_an_empty_answer(bundles, name, 
     if name == "matched":
         assert row["pair"] == {"similarity": None, "pairs": {}}
     else:
-        assert row["tags"]["entities"] == [] == row["tags"]["tags"]
+        assert row["tags"]["entities"] == [] == row["tags"]["tags"] == row["tags"]["words"]
 
 
 def test_columns_of_a_file_hold_entities_as_json_and_pairs_where_there_are_any(bundles, tmp_path):

@@ -175,7 +175,7 @@ def test_entities_that_do_not_fit_are_named(entity, told):
 
 
 def test_entities_must_not_overlap():
-    with pytest.raises(DataError, match="must not overlap, got 'a' at words 0..1 and 'b' at words 1..2"):
+    with pytest.raises(DataError, match=r"must not overlap, got 'a' at words 0\.\.1 and 'b' at words 1\.\.2"):
         schemes.by_characters([[4, 12, "b"], [0, 7, "a"]], TEXT)
 
 

@@ -1,12 +1,15 @@
 """An index behind a server: found as in Python, guarded as a prediction, never of another model."""
 
+import asyncio
 import base64
+import io
 import json
 import shutil
 import threading
 import time
 
 import pytest
+from PIL import Image
 
 import polymodal as pm
 import tiny
@@ -72,8 +75,8 @@ def test_items_are_those_that_python_finds(place, index):
 
 
 def test_a_form_finds_too(place, index):
-    body, kind = multipart([("image", "x.png", tiny.picture(3), "image/png"), ("count", None, b"2", None)])
-    reply = ask(place, "/v1/find", body, content_type=kind)
+    body, kind = multipart(("image", tiny.picture(3), "x.png", "image/png"), ("count", b"2", None, None))
+    reply = ask(place, "/v1/find", body, Content_Type=kind)
     assert reply.status == 200
     same(reply.json["items"][0], index.find({"image": tiny.picture(3)}, 2)[0])
 
@@ -86,7 +89,6 @@ def test_a_form_finds_too(place, index):
         ({"inputs": {"txt": "a"}}, 422, "Did you mean 'text'?"),
         ({"inputs": {"x": 1.0}}, 422, "must have columns of ['image', 'text']"),
         ({"inputs": {"image": base64.b64encode(b"no picture").decode()}}, 422, "inputs[0].image"),
-        ({"inputs": {"image": base64.b64encode(tiny.picture(1) * 3).decode()[:400]}}, 422, "inputs[0].image"),
         ({"inputs": {"text": "a"}, "count": 0}, 422, "count must be a whole number from 1 to 1000, got 0"),
         ({"inputs": {"text": "a"}, "count": True}, 422, "count must be a whole number"),
         ({"inputs": {"text": "a"}, "count": "3"}, 422, "count must be a whole number"),
@@ -99,11 +101,7 @@ def test_what_is_wrong_is_named(place, body, status, said):
     assert (reply.status, said in reply.json["error"]["message"]) == (status, True), reply.json
 
 
-def test_limits_of_cells_hold(place, folders):
-    import io
-
-    from PIL import Image
-
+def test_limits_of_cells_hold(place):
     sink = io.BytesIO()
     Image.new("RGB", (100, 100)).save(sink, "PNG")
     reply = ask(place, "/v1/find", {"inputs": {"image": base64.b64encode(sink.getvalue()).decode()}})
@@ -134,7 +132,7 @@ def test_a_prediction_has_no_count(place):
 def test_it_is_counted_and_described(place):
     ask(place, "/v1/find", {"inputs": {"text": "red"}, "count": 2})
     counted = ask(place, "/metrics").body.decode()
-    assert 'path="/v1/find"' in counted or "/v1/find" in counted
+    assert "/v1/find" in counted
     document = ask(place, "/openapi.json").json
     operation = document["paths"]["/v1/find"]["post"]
     assert operation["parameters"][0]["schema"]["enum"] == ["model"]
@@ -155,14 +153,7 @@ def test_a_token_is_asked_for(folders):
         assert ask(place, "/v1/find", {"inputs": {"text": "a"}}, authorization="Bearer a-long-secret").status == 200
 
 
-def started(*arguments, **more):
-    with running(create_app(settings(*arguments, **more))):
-        pass
-
-
 def test_another_models_index_does_not_start(folders):
-    import asyncio
-
     models = Models(settings(folders, "other"))
     with pytest.raises(pm.BundleError, match="must be an index that one of the models"):
         asyncio.run(models.start())
@@ -211,8 +202,6 @@ def test_a_changed_index_is_read_again_and_a_damaged_one_is_not(folders, tmp_pat
 
 
 def test_too_many_rows_are_turned_away(folders, monkeypatch):
-    import asyncio
-
     async def go():
         models = Models(settings(folders, queue=2))
         await models.start()

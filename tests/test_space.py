@@ -128,8 +128,8 @@ def test_what_cannot_embed_says_so(bundle, tmp_path):
         pm.embed({"type": "text", "backbone": "none"}, ["a"])
     with pytest.raises(pm.SpecError, match="must have a pretrained backbone"):
         pm.embed({"type": "table", "numbers": ["a"]}, [{"a": 1}])
-    with pytest.raises(pm.SpecError, match="widnow"):
-        pm.embed({"type": "text", "widnow": 3}, ["a"])
+    with pytest.raises(pm.SpecError, match="widwno"):
+        pm.embed({"type": "text", "widwno": 3}, ["a"])
     with pytest.raises(pm.BundleError, match="must be a bundle's folder"):
         pm.embed(tmp_path / "none", ["a"])
     with pytest.raises(pm.SpecError, match="task must not be given with a modality"):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from polymodal.bundle import Bundle as Bundle
     from polymodal.data.features import FeatureStore as FeatureStore
     from polymodal.data.table import Table as Table
+    from polymodal.data.table import read_conll as read_conll
     from polymodal.data.write import check_ending as check_ending
     from polymodal.data.write import write_table as write_table
     from polymodal.diagnose.run import Diagnosis as Diagnosis
@@ -86,6 +87,7 @@ _HOMES = {
     "Bundle": "bundle",
     "FeatureStore": "data.features",
     "Table": "data.table",
+    "read_conll": "data.table",
     "check_ending": "data.write",
     "write_table": "data.write",
     "BundleError": "errors",

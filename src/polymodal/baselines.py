@@ -69,8 +69,8 @@ def fit_baselines(
     taken: dict[tuple[str, str], float] = {}
     if not model.linear.names:
         return taken
-    seen = summaries(model, _some(model, train), device)
-    held = None if valid is None else summaries(model, _some(model, valid), device)
+    seen = summaries(model, _some(model, train, ROWS), device)
+    held = None if valid is None else summaries(model, _some(model, valid, ROWS), device)
     total, done = sum(len(family.names) for _, family in model.linear.items()), 0
     for n, family in model.linear.items():
         for label, linear in family.items():
@@ -95,7 +95,7 @@ def adapt(model: Model, train: Prepared, device: torch.device) -> None:
         model.adapt(seen.features, seen.present)
 
 
-def _some(model: Model, train: Prepared, count: int = ROWS) -> Prepared:
+def _some(model: Model, train: Prepared, count: int) -> Prepared:
     keep = np.random.default_rng(model.spec.seed).permutation(len(train))[:count]
     return train.select(np.sort(keep))
 

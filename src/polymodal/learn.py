@@ -20,6 +20,7 @@ from polymodal.model import Model
 from polymodal.nn.adapt import RANK, Adapter
 from polymodal.nn.trunk import Trunk
 from polymodal.ranks import Ranks
+from polymodal.settings import Finetune
 from polymodal.spec import Spec
 from polymodal.train import Epoch, Trainer, best_epoch
 from polymodal.tune import tune
@@ -119,20 +120,15 @@ class Learner:
     def _train(
         self, stage: str, sides: Mapping[str, Prepared], epochs: int, blend: Mapping[str, float] | None = None
     ) -> tuple[Trainer, Tuned]:
-        torch.manual_seed(self.spec.seed)
-        model = Model(self.spec)
-        if self.embedder is not None:
-            model.thaw(trunks(self.spec, self.embedder))
-        adapt(model, sides["train"], self.device)
-        trainer = Trainer(
-            model, sides["train"], sides.get("valid"), self.device, self._checkpoint(stage), epochs, blend
-        )  # fmt: skip
-
         def told(epoch: Epoch) -> None:
             self.progress(stage, epoch.number + 1, epochs)
             if self.on_epoch is not None:
                 self.on_epoch(stage, epoch)
 
+        model = started(self.spec, self.embedder, sides["train"], self.device)
+        trainer = Trainer(
+            model, sides["train"], sides.get("valid"), self.device, self._checkpoint(stage), epochs, blend
+        )  # fmt: skip
         trainer.run(told)
         return trainer, Tuned.of(model, self.embedder, sides, self.progress)
 
@@ -172,15 +168,28 @@ class Tuned:
                 self.embedder.forget(name)
 
 
-def trunks(spec: Spec, embedder: Embedder) -> dict[str, Trunk]:
-    """The backbones that a spec fine-tunes, thawed, as they were pretrained."""
-    found = {}
-    for name, plan in spec.finetuned.items():
-        base = embedder.backbone(name)
-        assert base is not None
-        assert plan.method != "none"
-        found[name] = Trunk(base, plan.method, plan.rank or RANK, spec.seed, plan.dropout)
-    return found
+def started(spec: Spec, embedder: Embedder | None, train: Prepared, device: torch.device) -> Model:
+    """A model to be trained on some rows, with the backbones in it that its spec fine-tunes, as they were pretrained.
+
+    Args:
+        spec: fitted.
+        embedder: of the backbones; None leaves all as they are.
+        train: rows that summaries are standardised like.
+        device: to train on.
+    """
+    torch.manual_seed(spec.seed)
+    model = Model(spec)
+    if embedder is not None:
+        model.thaw({name: _trunk(name, plan, embedder, spec.seed) for name, plan in spec.finetuned.items()})
+    adapt(model, train, device)
+    return model
+
+
+def _trunk(name: str, plan: Finetune, embedder: Embedder, seed: int) -> Trunk:
+    base = embedder.backbone(name)
+    assert base is not None
+    assert plan.method != "none"
+    return Trunk(base, plan.method, plan.rank or RANK, seed, plan.dropout)
 
 
 def _carry_over(model: Model, final: Model) -> None:

@@ -1,7 +1,7 @@
 """Schemes of tags: how the tags of words stand for spans, and the other way round.
 
 A tag is "O" outside of every span, else a prefix and the span's type: "B-person". The prefixes say where in its span a
-word stands: B(egin), I(nside), E(nd) or L(ast), S(ingle) or U(nit).
+word stands: B begin, I inside, E end (or L last), S single (or U unit).
 
 Source: Ramshaw and Marcus 1995 (IOB1); Tjong Kim Sang and Veenstra 1999 (IOB2); Ratinov and Roth 2009 (BILOU, the same
 as IOBES under other letters).

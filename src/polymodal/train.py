@@ -129,7 +129,7 @@ class Trainer:
 
     def _parts(self, order: Tensor) -> list[Tensor]:
         """Rows of each step; where a backbone is trained, those of a step are of like length."""
-        lengths, size = self.train.lengths, self.plan.batch_size
+        size, lengths = self.plan.batch_size, self.train.lengths if self.model.thawed.names else None
         if lengths is None:
             return self.ranks.batches(order, size)
         windows = (some[lengths[some].argsort(stable=True)] for some in order.split(WINDOW * size))
@@ -164,8 +164,7 @@ class Trainer:
         with balance.slowed(self.model, factors):
             self.optimizer.step(rate)
         self.objective.step(rate)
-        self.step += 1
-        update(self.average, self.model, min(self.plan.averaging, self.step / (self.step + 9)), self.step)
+        self._update_average()
         return total, losses.means
 
     def _differentiate(self, losses: Losses) -> float:
@@ -201,6 +200,10 @@ class Trainer:
         share, order = rng.beta(self.plan.mixup, self.plan.mixup), torch.from_numpy(rng.random(count))
         partner = self.ranks.mine(order).argsort().to(self.device)
         return Mixing(partner, torch.full((len(partner),), max(share, 1 - share), device=self.device))
+
+    def _update_average(self) -> None:
+        self.step += 1
+        update(self.average, self.model, min(self.plan.averaging, self.step / (self.step + 9)), self.step)
 
     def _validate(self, valid: Prepared) -> tuple[float, dict[str, float], float | None]:
         """Weighted sum of the tasks' losses, each loss by itself, and the monitored score, of the averaged model."""

@@ -42,7 +42,7 @@ def evaluate(
 def predict(
     bundle: BundleFolder,
     table: Annotated[str, typer.Argument(help="Table; columns and cells may be missing.")],
-    out_file: Annotated[Path | None, typer.Option("--out", help="Parquet, CSV or JSONL to write.")] = None,
+    out_file: Annotated[Path | None, typer.Option("--out", help="Parquet, CSV, JSONL or CoNLL to write.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Also say what each input, and each piece, did.")] = False,
     device: Device = "auto",
     strict: Strict = False,

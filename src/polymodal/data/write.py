@@ -72,7 +72,7 @@ def _plain(cell: Any) -> Any:
 def _conll(columns: Mapping[str, Sequence[Any]], path: Path) -> str:
     """Sentences word for word."""
     listed = [name for name, cells in columns.items() if _are_texts(cells)]
-    listed.sort(key=lambda name: name != "words")
+    listed.sort(key=lambda name: name.rpartition(".")[2] != "words")
     if not listed:
         raise DataError(f"{path}: columns must hold lists of words or tags, got {list(columns)}. Write another format.")
     if len({len(columns[name]) for name in listed}) > 1:

@@ -8,6 +8,7 @@ import os
 import shutil
 import threading
 import warnings
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,9 @@ from polymodal.nn.backbone import Backbone
 from polymodal.types import Masked
 
 Provider = Literal["onnxruntime", "openvino"]
+
+GRAPH_BYTES = 2 << 30
+"""Bytes of kept graphs of backbones; each fine-tuned one has a graph of its own."""
 
 
 class Session(nn.Module):
@@ -184,6 +188,8 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
     """Session of the kept graph; of a new one where it is missing or damaged."""
     path, compiled = _place(backbone, folder), _compiled(backbone, folder)
     if path.is_file():
+        with suppress(OSError):
+            os.utime(path)  # last used now
         try:
             return Session(path, provider, threads, compiled)
         except (OSError, RuntimeError):
@@ -194,7 +200,22 @@ def _kept(backbone: Backbone, folder: Path, example: Masked, provider: Provider,
     except OSError as error:
         _warn_once(folder, error.strerror or str(error))
         return Session(graph, provider, threads)
+    _make_room(folder, path)
     return Session(path, provider, threads, compiled)
+
+
+def _make_room(folder: Path, path: Path) -> None:
+    """Remove the graphs that were used longest ago, but not one, until all of them are within the limit."""
+    found = []
+    for file in folder.glob(f"*-{torch.__version__}.onnx"):
+        with suppress(OSError):  # another process may be removing it
+            found.append((file.stat().st_mtime, file.stat().st_size, file))
+    total = sum(size for _, size, _ in found)
+    for _, size, file in sorted(found):
+        if total > GRAPH_BYTES and file != path:
+            total -= size
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 def _compiled(backbone: Backbone, folder: Path) -> Path:

@@ -48,8 +48,8 @@ def _number(code: int) -> int:
 def shape(word: str) -> int:
     """What case a word is in (none, lower, capital first, upper, mixed) and how many of its signs are digits.
 
-    Source: Collobert et al. 2011, "Natural Language Processing (Almost) from Scratch", section 6.6 (the case); the
-        digits are added.
+    Source: Collobert et al. 2011, "Natural Language Processing (Almost) from Scratch" (JMLR 12), the feature of capital
+        letters; the digits are added.
 
     Returns:
         1 to 15: 1 + 3 * case + 0, 1 or 2 for no digit, some, and nothing but digits and signs between them.
@@ -73,7 +73,7 @@ class Spelling(nn.Module):
 
     Source: Ma and Hovy 2016, "End-to-end Sequence Labeling via Bi-directional LSTM-CNNs-CRF" (arXiv:1603.01354),
         section 2.1: embedded characters are dropped out, pass a convolution of window 3, and the greatest value of each
-        filter is kept; 30 coordinates and 30 filters (section 3.2). Here the result is projected, so that it can be
+        filter is kept; 30 coordinates and 30 filters (section 3). Here the result is projected, so that it can be
         added to a token, and dropout is 0.25.
 
     Args:
@@ -85,7 +85,7 @@ class Spelling(nn.Module):
     def __init__(self, dim: int, size: int = 30, dropout: float = 0.25) -> None:
         super().__init__()
         self.characters, self.shapes = nn.Embedding(CHARACTERS, size, padding_idx=0), nn.Embedding(SHAPES, size)
-        bound = math.sqrt(3 / size)  # section 3.1
+        bound = math.sqrt(3 / size)  # section 3
         with torch.no_grad():
             nn.init.uniform_(self.characters.weight, -bound, bound)[0] = 0.0
         self.drop, self.convolve = nn.Dropout(dropout), nn.Conv1d(size, size, 3, padding=1)

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polymodal.baselines import adapt, fit_baselines
+from polymodal.baselines import fit_baselines
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress
 from polymodal.data.loader import Prepared
 from polymodal.errors import PolymodalError, SpecError
 from polymodal.evaluate import answers
+from polymodal.learn import Tuned, started
 from polymodal.model import Model
 from polymodal.objectives.monitor import Epoch, best_epoch, monitored
 from polymodal.sides import Sides, Tables
@@ -120,7 +121,7 @@ class Judge:
             SpecError: there are no rows to validate on.
         """
         parts = {name: part.model_dump_json() for name, part in (*spec.inputs.items(), *spec.outputs.items())}
-        key = f"{parts} {spec.summarised}"
+        key = f"{parts} {spec.summarised} {list(spec.finetuned)}"
         if key not in self.ready:
             found = [
                 Ready(Sides.of(spec, self.tables, self.device, self.store, rows=rows, progress=self.progress))
@@ -146,23 +147,25 @@ class Judge:
         values, epochs = [], []
         for fold in self.prepare(spec):
             fitted = spec.model_copy(update={"inputs": fold.sides.spec.inputs, "outputs": fold.sides.spec.outputs})
-            model, best = self._learn(fitted, fold, on_epoch if not values else _unwatched)
-            values.append(_value(model, fold.sides.parts["valid"], self.device))
+            value, best = self._learn(fitted, fold, on_epoch if not values else _unwatched)
+            values.append(value)
             epochs.append(best)
         return Score(fmean(values), values, epochs)
 
-    def _learn(self, spec: Spec, fold: Ready, on_epoch: Callable[[Epoch], None]) -> tuple[Model, int]:
-        train, valid = fold.sides.parts["train"], fold.sides.parts["valid"]
-        torch.manual_seed(spec.seed)
-        model = Model(spec)
-        adapt(model, train, self.device)
-        history = Trainer(model, train, valid, self.device).run(on_epoch)
-        if fold.linear is None:
+    def _learn(self, spec: Spec, fold: Ready, on_epoch: Callable[[Epoch], None]) -> tuple[float, int]:
+        parts, embedder = fold.sides.parts, fold.sides.embedder
+        model = started(spec, embedder, parts["train"], self.device)
+        history = Trainer(model, parts["train"], parts["valid"], self.device).run(on_epoch)
+        tuned = Tuned.of(model, embedder, parts, self.progress)
+        train, valid = tuned.sides["train"], tuned.sides["valid"]
+        if fold.linear is None or tuned.adapters:
             fit_baselines(model, train, valid, self.device)
             fold.linear = {name: t.clone() for name, t in model.linear.state_dict().items()}
         model.linear.load_state_dict(fold.linear)
         tune(model, valid, self.device)
-        return model, best_epoch(history, spec.training.monitor).number + 1
+        value = _value(model, valid, self.device)
+        tuned.forget()
+        return value, best_epoch(history, spec.training.monitor).number + 1
 
 
 def _unwatched(epoch: Epoch) -> None:

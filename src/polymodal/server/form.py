@@ -179,7 +179,8 @@ def _(task: Tag) -> dict[str, dict[str, Any]]:
         "entities": _list(one, "entities in the order of the text"),
         "tags": _list({"enum": task.tags}, f"a tag for each word, in the scheme {task.scheme}"),
     }
-    return found | ({"gates": _list(gate, "of each word, for the other inputs")} if task.gated else {})
+    found |= {"gates": _list(gate, "of each word, for the other inputs")} if task.gated else {}
+    return found | {"words": _list({"type": "string"}, "the words that the tags are of")}
 
 
 @answer.register

@@ -121,7 +121,8 @@ class Reference:
         """Spans as labels, their probabilities and gates as numbers. Tags say the same as spans once more."""
         sides = [{(e["type"], e["first"], e["stop"]): e for e in answer["entities"]} for answer in (expected, got)]
         gates = [answer.get("gates", []) for answer in (expected, got)]
-        if len(expected["tags"]) != len(got["tags"]) or len(gates[0]) != len(gates[1]):
+        words = expected.get("words"), got.get("words")
+        if words[0] != words[1] or len(expected["tags"]) != len(got["tags"]) or len(gates[0]) != len(gates[1]):
             return Difference(float("inf"))
         before, after = sides
         number = max((abs(x - y) for x, y in zip(*gates, strict=True)), default=0.0)

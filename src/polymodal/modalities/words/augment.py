@@ -15,7 +15,8 @@ class WordsAugmentation(BaseModel):
     """How often a word is changed. None is left out or moved.
 
     Source: Belinkov and Bisk 2018, "Synthetic and Natural Noise Both Break Neural Machine Translation", section 3.2
-        (letters); Mayhew et al. 2019, "ner and pos when nothing is capitalized", section 4 (case).
+        (letters); Mayhew et al. 2019, "ner and pos when nothing is capitalized" (arXiv:1903.11222), train on
+        both cased and lowercased text.
 
     Attributes:
         typo: chance that a letter of a word is left out, doubled, replaced or swapped with the next one.

@@ -227,15 +227,15 @@ class Tag(Task):
         return rows
 
     def locate(self, answer: dict[str, Any], value: Sentence | None) -> dict[str, Any]:
-        """The answer with each entity's text and characters: start..end-1 in the sentence's text."""
+        """The answer with the words, and each entity's text and characters: start..end-1 in the sentence's text."""
         if value is None:
-            return answer
+            return answer | {"words": []}
         entities = []
         for entity in answer["entities"]:
             start, end = value.starts[entity["first"]], value.end(entity["stop"] - 1)
             place = {"type": entity["type"], "text": value.text[start:end], "start": start, "end": end}
             entities.append(place | entity)
-        return answer | {"entities": entities}
+        return answer | {"entities": entities, "words": list(value.words)}
 
     def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
         """Entity F1 first, as seqeval's in mode "strict"; scores of words as scikit-learn's.
