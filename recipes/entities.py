@@ -20,7 +20,12 @@ from typing import Any
 import polymodal as pm
 
 WNUT17 = ("wnut17train.conll", "emerging.dev.conll", "emerging.test.annotated")
-SPEC = {"inputs": {"words": "words"}, "outputs": {"tags": "tag"}}
+SPEC: dict[str, Any] = {
+    "inputs": {"words": "words"},
+    "outputs": {"tags": "tag"},
+    "dim": 256,
+    "training": {"epochs": 4, "monitor": "entity_f1"},
+}
 PUBLISHED = {"entity_f1": 0.4186}
 """Best system of the shared task on the test file: Derczynski et al. 2017, table 4 (UH-RiTUAL)."""
 
@@ -39,10 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     options = parser.parse_args(arguments)
 
     train, valid, test = (pm.Table.read(options.data / name) for name in options.files)
-    spec: dict[str, Any] = dict(SPEC)
+    spec = SPEC
     if options.tiny:
         train, valid, test = train.head(40), valid.head(20), test.head(20)
-        spec["training"] = {"epochs": 1}
+        spec = SPEC | {"training": {"epochs": 1}}
     found = []
     for seed in range(1 if options.tiny else options.seeds):
         started = time.process_time()

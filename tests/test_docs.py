@@ -26,7 +26,7 @@ from PIL import Image
 import polymodal as pm
 from polymodal import cli
 from polymodal.part import Fusion, Modality, Part
-from polymodal.settings import Alignment, Data, Manifold, Split, Training
+from polymodal.settings import Alignment, Data, Finetune, Manifold, Split, Training
 from polymodal.spec import Spec
 from polymodal.task import Task
 
@@ -36,9 +36,11 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FRUIT = {"apple": (200, 40, 40), "pear": (160, 190, 60), "plum": (110, 40, 130)}
 LEARNED = {
     "text": {"vocabulary"},
+    "words": {"vocabulary"},
     "table": {"seen", "scales", "levels", "rares"},
     "classify": {"temperature", "weights", "set_threshold"},
     "multilabel": {"temperature", "thresholds", "positive", "set_threshold"},
+    "tag": {"written", "words", "gated"},
     "regress": {"mean", "scale", "spread", "residual", "margin"},
 }
 """Fields that fitting sets; a user does not."""
@@ -81,6 +83,18 @@ def write_table(folder, name, rows, seed, sounds):
             table.writerow([*cells, *([label, round(float(rng.normal(1 + i % 3, 0.1)), 2)] * labelled)])
 
 
+def write_sentences(path):
+    """Who meets whom, and where: a word and its tag a line."""
+    people, places = ["Ada", "Bob", "Eve", "Tom"], ["Rome", "Oslo", "Lima"]
+    with path.open("w", encoding="utf-8") as file:
+        for i in range(24):
+            one, two, place = people[i % 4], people[(i + 1) % 4], places[i % 3]
+            tags = {one: "B-person", two: "B-person", place: "B-place"}
+            for word in f"{one} met {two} in {place} .".split():
+                file.write(f"{word}\t{tags.get(word, 'O')}\n")
+            file.write("\n")
+
+
 @pytest.fixture
 def fruit(page, tmp_path):
     """The folder in which a reader of a page works. A backbone costs most of a page's time: sounds only where named."""
@@ -89,6 +103,8 @@ def fruit(page, tmp_path):
     sounds = page.name == "README.md" or any("sound" in code for _, code in blocks(page))
     for seed, (name, rows) in enumerate({"train.csv": 48, "test.csv": 12, "new.csv": 8}.items()):
         write_table(folder, name, rows, seed, sounds)
+    if page.name == "words.md":
+        write_sentences(folder / "sentences.conll")
     rng = np.random.default_rng(9)
     Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(folder / "apple.jpg")
     return folder
@@ -175,7 +191,7 @@ def run_curl(words):
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed")
     answer = json.loads(subprocess.run([*words, "--fail-with-body"], capture_output=True, check=True).stdout)
-    assert "predictions" in answer, answer
+    assert {"predictions", "items"} & set(answer), answer
 
 
 def check_manifest(manifest):
@@ -264,7 +280,7 @@ def ours(kind):
 def groups():
     """Name of a table of options -> class whose fields it lists."""
     found = {"Spec": Spec, "Training": Training, "Split": Split, "Data": Data}
-    found |= {"Training.alignment": Alignment, "Training.manifold": Manifold}
+    found |= {"Training.alignment": Alignment, "Training.manifold": Manifold, "Training.finetune": Finetune}
     for kind in (Modality, Task):
         found |= {
             f"{kind.__name__}.{n}": part for n, part in kind.known.items() if part.__module__.startswith("polymodal.")

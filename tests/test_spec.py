@@ -147,6 +147,7 @@ PAIR = {"inputs": {"note": {"type": "text", "backbone": "none"}, "rest": {"type"
         ({"balance": "mmpareto"}, {}, "training.balance mmpareto must have two inputs or more"),
         ({"balance": "gradient_blending"}, {}, "training.balance gradient_blending must have two inputs"),
         ({"balance": "ogm_ge"}, {**PAIR, "outputs": {"size": "regress"}}, "must have a classify output"),
+        ({"balance": "mmpareto"}, {**PAIR, "outputs": {"space": "match"}}, "must have an output that one input can"),
         ({"mixup": 0.2}, {**PAIR, "fusion": "vote"}, "training.mixup must have a fused vector, got fusion vote"),
         ({"alignment": {}}, {}, "training.alignment must have two inputs or more"),
         ({"alignment": {"inputs": ["note", "rset"]}}, PAIR, "got 'rset'. Did you mean 'rest'?"),
@@ -218,3 +219,8 @@ def test_specs_are_frozen():
     spec = Spec.parse(SMALL)
     with pytest.raises(ValueError, match="frozen"):
         spec.seed = 3
+
+
+def test_a_column_that_only_groups_rows_may_be_an_input_too():
+    spec = Spec.parse({**PAIR, "outputs": {"space": {"type": "match", "column": "note"}}})
+    assert spec.outputs["space"].columns("space") == ("note",)

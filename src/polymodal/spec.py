@@ -92,7 +92,7 @@ class Spec(Settings):
     def _columns_and_version(self) -> Self:
         if self.version > VERSION:
             raise ValueError(f"version must be at most {VERSION}, got {self.version}. Update polymodal.")
-        answers = {column: name for name, task in self.outputs.items() for column in task.columns(name)}
+        answers = {c: name for name, task in self.outputs.items() if task.foretells for c in task.columns(name)}
         faults = [
             f"inputs.{name}: column {column!r} is what outputs.{answers[column]} predicts. Leave it out."
             for name, modality in self.inputs.items()
@@ -107,6 +107,7 @@ class Spec(Settings):
     def _training(self) -> Self:
         """Reject settings of the training that these inputs, this fusion and these outputs make void."""
         plan, faults = self.training, list[str]()
+        alone = any(task.asks(name) for task in self.outputs.values() for name in self.inputs)
         if plan.objective != "joint" and len(self.outputs) < 2:
             faults.append(f"objective must be joint with one task, got {plan.objective}. Leave it out.")
         if plan.objective in LOSS_METHODS:
@@ -118,6 +119,8 @@ class Spec(Settings):
             ]
         if plan.balance in ("gradient_blending", "ogm_ge", "mmpareto") and len(self.inputs) < 2:
             faults.append(f"balance {plan.balance} must have two inputs or more, got one. Leave it out.")
+        if plan.balance in ("gradient_blending", "mmpareto") and not alone:
+            faults.append(f"balance {plan.balance} must have an output that one input can answer. Leave it out.")
         if plan.balance == "ogm_ge" and not any(isinstance(task, Classify) for task in self.outputs.values()):
             faults.append("balance ogm_ge must have a classify output, got none. Choose another balance.")
         if plan.mixup and self.fusion.late:

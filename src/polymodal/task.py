@@ -34,6 +34,9 @@ class Task(Part):
     unfused: ClassVar[bool] = False
     """True where the head takes the inputs' tokens as they are encoded, before they have seen one another."""
 
+    foretells: ClassVar[bool] = True
+    """False where a target column is no answer, so that it may be an input as well."""
+
     column: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
 

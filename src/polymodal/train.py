@@ -293,7 +293,7 @@ def blending(model: Model, train: Prepared, valid: Prepared | None, device: torc
         after |= {label: pair for label, pair in losses(branch).items() if chosen[label]}
     found = {}
     for n in model.spec.outputs:
-        labels = [n, *(f"{n} from {name}" for name in model.names)]
+        labels = [n, *(f"{n} from {name}" for name in model.single[n])]
         found |= balance.blend({x: before[x] for x in labels}, {x: after[x] for x in labels})
     ranks = Ranks.current()
     return {label: ranks.agree(weight, device) or 0.0 for label, weight in found.items()}

@@ -18,6 +18,9 @@ from polymodal.spec import Spec
 SAMPLE = 2000
 """Rows, evenly spread, that guesses are made from."""
 
+TAGGING = {"dim": 256}
+"""Settings of a spec that tags words: each is told from what its own vector says, so that one is wider."""
+
 
 def guess_columns(table: Table) -> dict[str, Guess]:
     """What each column seems to hold."""
@@ -68,4 +71,9 @@ def infer_spec(table: Table, targets: Sequence[str]) -> Spec:
         inputs = infer_inputs(guesses, targets)
     except DataError as error:
         raise DataError(f"{table.source}: {error}") from None
-    return Spec.parse({"inputs": inputs, "outputs": outputs})
+    spec: dict[str, Any] = {"inputs": inputs, "outputs": outputs}
+    if any(task["type"] == "tag" for task in outputs.values()):
+        spec |= TAGGING
+        if len(outputs) == 1:  # the loss of words rises while more and more spans are right
+            spec["training"] = {"monitor": "entity_f1"}
+    return Spec.parse(spec)

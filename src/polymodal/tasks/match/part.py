@@ -50,6 +50,7 @@ class Match(Task):
 
     model_config = ConfigDict(serialize_by_alias=True)
     unfused: ClassVar[bool] = True
+    foretells: ClassVar[bool] = False
 
     type: Literal["match"] = "match"
     sides: tuple[str | Group, ...] = ()
