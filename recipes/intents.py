@@ -66,13 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
         started = time.process_time()
         model = pm.fit(spec, train, seed=seed)
         report = model.evaluate(test)
-        scores = {"intent accuracy": report["intent"]["accuracy"], "slot F1": report["slots"]["entity_f1"]}
-        found.append(scores)
-        told = "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        found.append({"intent accuracy": report["intent"]["accuracy"], "slot F1": report["slots"]["entity_f1"]})
+        told = "  ".join(f"{name} {score:.3f}" for name, score in found[-1].items())
         print(f"seed {seed}: {told}  {(time.process_time() - started) / 60:.1f} CPU-min")
     mean = {name: fmean(scores[name] for scores in found) for name in PUBLISHED}
-    for name, score in mean.items():
-        print(f"{name}: {score:.3f}, published {PUBLISHED[name]:.3f}")
+    print("\n".join(f"{name}: {score:.3f}, published {PUBLISHED[name]:.3f}" for name, score in mean.items()))
     if options.out is not None:
         model.save(options.out)
     return mean

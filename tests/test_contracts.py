@@ -20,7 +20,8 @@ import radar
 from polymodal.errors import SpecError
 from polymodal.model import summary_width
 from polymodal.part import Fusion, Modality
-from polymodal.task import Task
+from polymodal.sentence import Sentence
+from polymodal.task import Labelled, Task
 from polymodal.types import Fused, Masked
 
 DIM = 16
@@ -56,11 +57,14 @@ CELLS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "words": ({"backbone": "none"}, [["One", "red", "apple"], "A long RED text: an apple and more", ["apple"]]),
     "radar": ({}, [[[10, 0.1, 3], [20, 0.2, -1]], [[5, 0, 0]], [[50, 1, 2], [60, 1, 2], [70, -1, 9]]]),
 }
+SENTENCE = Sentence.of(["Ada", "met", "Bob"])
+TAGS = [["B-a", "O", "B-b"], ["O", "B-a", "I-a"], None, ["O", "O", "O"], ["B-b", "I-b", "O"]]
 TARGETS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "classify": ({}, ["a", "b", None, "a", "c"]),
     "match": ({"sides": ["a", "b"], "column": "id"}, ["u", "v", None, "u", "w"]),
     "multilabel": ({}, [["a"], ["a", "b"], None, [], ["b"]]),
     "regress": ({}, [1.0, 2.5, None, -1, 7]),
+    "tag": ({"input": "a"}, [None if tags is None else Labelled(tags, SENTENCE) for tags in TAGS]),
 }
 MODALITIES = sorted(name for name in Modality.known if not name.startswith("test-"))
 every_modality = pytest.mark.parametrize("name", MODALITIES)

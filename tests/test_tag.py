@@ -286,7 +286,7 @@ def test_words_that_the_model_did_not_see_cost_nothing_but_are_missed(head):
     scores = task.metrics(leaf, target)
     assert scores["entity_f1"] == scores["entity_recall"] == 0
     assert scores["token_accuracy"] == pytest.approx(6 / 13)
-    assert task.predict(leaf)[0] == {"entities": [], "tags": [], "words": []}
+    assert task.predict(leaf)[0] == {"entities": [], "tags": []}
 
 
 @every_head
@@ -374,7 +374,7 @@ def test_locate_adds_text_and_characters():
     }
     assert (found[1]["text"], text[found[1]["start"] : found[1]["end"]]) == ("李明", "李明")
     assert "text" not in entities[0]
-    assert task.locate({"entities": [], "tags": [], "words": []}, None) == {"entities": [], "tags": []}
+    assert task.locate({"entities": [], "tags": []}, None) == {"entities": [], "tags": [], "words": []}
 
 
 def test_ten_thousand_words_are_answered():

@@ -43,8 +43,8 @@ class Tag(Task):
 
     Attributes:
         input: name of the input whose words are tagged; the only one with words when not given.
-        head: "crf" learns scores of neighbours and the likelihood of whole sequences; "linear" learns each word's tag
-            by itself, and keeps the scheme's rules only where it answers.
+        scoring: in a spec ``head``. "crf" learns scores of neighbours and the likelihood of whole sequences; "linear"
+            learns each word's tag by itself, and keeps the scheme's rules only where it answers.
         scheme: in which the model thinks. Targets and predictions are converted.
         types: of spans. Found by `fit` (sorted) when not given; give them to fix their order or to allow for a type
             that the training rows lack.
