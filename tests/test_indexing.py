@@ -165,6 +165,11 @@ def test_ids_are_a_column_or_numbers(model, table):
     made.remove(["39", "0"])
     made.add(unnamed)
     assert made.items.ids == [*map(str, range(1, 39)), *map(str, range(40, 80))]
+    holed = some(table, 0, 1, 2, text=["red", None, "grey"], image=[None] * 3)
+    del holed["id"]
+    made = pm.Index.create(model, holed)
+    made.add(holed)
+    assert made.items.ids == ["0", "2", "3", "5"]
     for wrong in (None, 1.5, "", True):
         with pytest.raises(pm.DataError, match="row 1, column 'id': an id must be a text or a whole number"):
             pm.Index.create(model, some(table, 0, 1, id=["a", wrong]))

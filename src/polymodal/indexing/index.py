@@ -169,7 +169,7 @@ class Index:
         }
         here = np.flatnonzero(found.present).tolist()
         with self._lock:
-            self.items = self.items.joined([ids[i] for i in here], [columns[i] for i in here])
+            self.items = self.items.joined(ids, columns, here)
             self.vectors = np.concatenate([self.vectors, found.vectors[found.present]])
         self.added = Added(len(rows), refused, left_out, found.report.warnings())
         return self.added

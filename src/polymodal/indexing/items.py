@@ -108,10 +108,17 @@ class Items:
                 raise DataError(f"{source}: ids must be new, got {one!r}, which is in the index. Remove it first.")
             seen.add(one)
 
-    def joined(self, ids: Sequence[str], columns: Sequence[dict[str, Any]]) -> Self:
-        """Items with new ones behind them."""
-        numbers = np.concatenate([self.numbers, np.arange(self.next, self.next + len(ids))])
-        return type(self)([*self.ids, *ids], numbers, [*self.columns, *columns], self.next + len(ids))
+    def joined(self, ids: Sequence[str], columns: Sequence[dict[str, Any]], here: Sequence[int]) -> Self:
+        """Items with new ones behind them.
+
+        Args:
+            ids: of all rows of a table.
+            columns: of all rows.
+            here: the rows that are items. Each of the others uses a number up, so that no later row gets its id.
+        """
+        numbers = np.concatenate([self.numbers, self.next + np.asarray(here, np.int64)])
+        names, kept = [*self.ids, *(ids[i] for i in here)], [*self.columns, *(columns[i] for i in here)]
+        return type(self)(names, numbers, kept, self.next + len(ids))
 
     def find(self, ids: Iterable[str]) -> np.ndarray:
         """Rows of some ids. (n,) int64.
