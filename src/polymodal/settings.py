@@ -115,7 +115,7 @@ class Manifold(Settings):
 RATES: Mapping[Method, float] = {"all": 2e-4, "last": 2e-4, "lora": 1e-3}
 """Peak learning rate of a fine-tuned backbone's last block, by method."""
 
-PACE: Mapping[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 2e-3, "patience": 3}
+PACE: Mapping[str, Any] = {"epochs": 4, "batch_size": 16, "learning_rate": 2e-3, "patience": 3, "refit": 2000}
 """Settings of the training, where nobody set them, of a spec that fine-tunes a backbone."""
 
 
@@ -162,8 +162,8 @@ class Finetune(Settings):
 class Training(Settings):
     """How to learn.
 
-    Where a backbone is fine-tuned, ``epochs``, ``batch_size``, ``learning_rate`` and ``patience`` are 4, 16, 2e-3 and 3
-    unless they are set.
+    Where a backbone is fine-tuned, ``epochs``, ``batch_size``, ``learning_rate``, ``patience`` and ``refit`` are 4, 16,
+    2e-3, 3 and 2000 unless they are set.
 
     Attributes:
         epochs: at most this many passes over the training rows.
