@@ -123,9 +123,17 @@ def lines_of(code):
 # --- every block runs ---
 
 
+ELSEWHERE = (
+    "polymodal diagnose model/ test.csv",  # docs/diagnose.md runs it
+    "polymodal improve model/ train.csv --input table --epochs 2",  # likewise
+    "polymodal export model/ --to int8 --table test.csv --calibrate train.csv",  # test_quantising, on smaller networks
+)
+"""Commands that cost much and run elsewhere, on smaller data or on another page: here they are parsed."""
+
+
 def run_command(words, servers):
-    if words[:2] == ["polymodal", "serve"] and "--port" not in words:
-        command("serve").make_context("serve", list(words[2:]))  # parses, runs nothing
+    if " ".join(words) in ELSEWHERE or (words[:2] == ["polymodal", "serve"] and "--port" not in words):
+        command(words[1]).make_context(words[1], list(words[2:]))  # parses, runs nothing
     elif words[:2] == ["polymodal", "serve"]:
         servers.append(Background(words[1:]))
     elif words[0] == "curl":
