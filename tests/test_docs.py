@@ -126,7 +126,7 @@ def lines_of(code):
 ELSEWHERE = (
     "polymodal diagnose model/ test.csv",  # docs/diagnose.md runs it
     "polymodal improve model/ train.csv --input table --epochs 2",  # likewise
-    "polymodal export model/ --to int8 --table test.csv --calibrate train.csv",  # test_quantising, on smaller networks
+    "polymodal export model/ --to int8 --table test.csv --calibrate train.csv",  # test_quantise, on a smaller network
 )
 """Commands that cost much and run elsewhere, on smaller data or on another page: here they are parsed."""
 

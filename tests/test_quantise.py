@@ -14,7 +14,7 @@ from torch import nn
 
 import loud
 import polymodal as pm
-from polymodal import quantising
+from polymodal import cli, quantising
 from polymodal.errors import BundleError, DataError, SpecError
 from polymodal.int8 import Loss, loss
 from polymodal.nn import quantise as quantiser
@@ -290,6 +290,19 @@ def test_a_bundle_keeps_its_int8(bundle, found, tmp_path):
     found.save(place)  # anew, in the place of what is there
     assert sorted(p.name for p in place.parent.iterdir()) == ["again", "model"]
     assert sorted(p.name for p in (place / "int8").iterdir()) == ["0.onnx", "int8.json"]
+
+
+def test_the_command_line_puts_int8_into_a_bundle(bundle, tmp_path, capsys):
+    place, (scored, ranged) = bundle.save(tmp_path / "model"), (tmp_path / "scored.jsonl", tmp_path / "ranged.jsonl")
+    for file, table in ((scored, loud.table(40, seed=1)), (ranged, loud.table(30))):
+        rows = zip(*table.values(), strict=True)
+        file.write_text("".join(json.dumps(dict(zip(table, row, strict=True))) + "\n" for row in rows))
+    command = ["export", str(place), "--to", "int8", "--table", str(scored), "--calibrate", str(ranged)]
+    with pytest.raises(SystemExit) as end:
+        cli.app(command)
+    assert not end.value.code
+    assert "40 rows of " in capsys.readouterr().out.replace("\n", " ")
+    assert (place / "int8" / "int8.json").is_file()
 
 
 def test_int8_of_other_weights_is_dropped_on_saving_and_refused_on_loading(bundle, found, tmp_path):
