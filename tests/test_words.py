@@ -411,3 +411,10 @@ def test_a_fitted_part_travels():
     field = part.fields("sentence")[0]
     assert (field.column, field.kind, field.example) == ("sentence", "words", "apple red")
     assert Words(backbone="none").fields("x")[0].example
+
+
+@minilm
+def test_length_counts_sub_words():
+    part = Words(backbone="minilm")
+    short, address = Sentence.of(["one", "two", "three"]), Sentence.of(["https://example.org/a/long/way/to/go"])
+    assert part.length(short) == 3 < part.length(address) == int(part.collate([address]).mask.sum())

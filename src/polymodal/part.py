@@ -107,6 +107,10 @@ class Modality(Part):
         """
         return self
 
+    def length(self, value: Any) -> int:
+        """How long a present value is, in any unit: values of like length are embedded together."""
+        return len(value) if hasattr(value, "__len__") else 0
+
     @property
     def augments(self) -> bool:
         """Whether `augment` changes anything, so that tokens cannot be computed once and kept."""

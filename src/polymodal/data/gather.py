@@ -219,15 +219,11 @@ def embed_values(embedder: Embedder, name: str, values: Sequence[Any | None], si
         (B, T, W) tokens, in the order of the values.
     """
     modality = embedder.modalities[name]
-    order = sorted(range(len(values)), key=lambda i: _length(values[i]))
-    if len(order) <= size:
+    if len(values) <= size:
         return embedder.embed(name, modality.collate(values))
+    order = sorted(range(len(values)), key=lambda i: -1 if values[i] is None else modality.length(values[i]))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     parts = [embedder.embed(name, modality.collate([values[i] for i in chunk])) for chunk in chunks]
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order)] = torch.arange(len(order))
     return Masked.join(parts)[back]
-
-
-def _length(value: Any) -> int:
-    return len(value) if hasattr(value, "__len__") else 0

@@ -94,7 +94,7 @@ class Single(Space):
             values += survey.read(start, cells)
         survey.report.count(survey.digests, survey.absent)
         vectors = torch.full((len(table), width), torch.nan)
-        order = sorted((i for i, value in enumerate(values) if value is not None), key=lambda i: _length(values[i]))
+        order = sorted((i for i, value in enumerate(values) if value is not None), key=lambda i: part.length(values[i]))
         for place in range(0, len(order), self.batch):
             rows = order[place : place + self.batch]
             tokens = self.embedder.tokens(name, part.collate([values[i] for i in rows]))
@@ -106,7 +106,3 @@ def _told(fault: Any) -> str:
     """One fault of a modality in words, with the path of the setting."""
     path = ".".join(["modality", *map(str, fault["loc"])])
     return f"{path}: {fault['msg'].removeprefix('Value error, ').rstrip('.')}."
-
-
-def _length(value: Any) -> int:
-    return len(value) if hasattr(value, "__len__") else 0

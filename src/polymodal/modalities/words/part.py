@@ -154,6 +154,10 @@ class Words(Modality):
         learned = {"backbone": name, "vocabulary": tuple(known[: self.vocabulary_size])}
         return type(self).model_validate(self.model_dump() | learned)
 
+    def length(self, value: Sentence) -> int:
+        """How many sub-words a sentence has; an address on the web may be one word of fifty."""
+        return int(_lexicon(self.name).look_up(list(value.words))[1].sum())
+
     @property
     def augments(self) -> bool:
         """Whether training sentences are varied."""
