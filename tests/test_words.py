@@ -413,8 +413,24 @@ def test_a_fitted_part_travels():
     assert Words(backbone="none").fields("x")[0].example
 
 
+ADDRESS = "https://example.org/a/long/way/to/go/and/back/again"
+
+
 @minilm
 def test_length_counts_sub_words():
     part = Words(backbone="minilm")
-    short, address = Sentence.of(["one", "two", "three"]), Sentence.of(["https://example.org/a/long/way/to/go"])
-    assert part.length(short) == 3 < part.length(address) == int(part.collate([address]).mask.sum())
+    short, long = Sentence.of(["one", "two", "three"]), Sentence.of([ADDRESS])
+    assert part.length(short) == 3 < part.length(long) == int(part.collate([long]).mask.sum())
+
+
+@minilm
+def test_of_a_long_word_the_first_sub_words_are_seen_and_its_spelling():
+    few, all_of_it = Words(backbone="minilm", max_subwords=4), Words(backbone="minilm", max_subwords=64)
+    said = ["see", ADDRESS, "now"]
+    assert few.read(said).repairs == ("a word cut after 4 sub-words",)
+    assert all_of_it.read(said).repairs == few.read(["see", "you", "now"]).repairs == ()
+    cut, whole = (part.collate([Sentence.of(said)]).values[0] for part in (few, all_of_it))
+    assert cut[:, 1].tolist() == [0, 1, 1, 1, 1, 2]
+    assert len(whole) > 16
+    assert torch.equal(cut[:5], whole[:5])
+    assert torch.equal(cut[-1], whole[-1])

@@ -49,11 +49,12 @@ class Lexicon:
         self.tokenizer, self._known = tokenizer, _Known()
         self._lead = " " if tokenizer is not None and _needs_space(tokenizer) else ""
 
-    def look_up(self, words: Sequence[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def look_up(self, words: Sequence[str], most: int | None = None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Sub-words of words, and their spelling.
 
         Args:
             words: of any number of sentences, one behind the other.
+            most: sub-words of each that are handed out, the first ones; all when not given.
 
         Returns:
             All their sub-word ids (M,) int64, how many each word has (n,) int64, and the spelling (n, COLUMNS) int16.
@@ -61,7 +62,7 @@ class Lexicon:
         with _LOCKS[0]:
             known = self._with(words)
         order = np.fromiter(map(known.numbers.__getitem__, words), np.int64, len(words))
-        counts = known.counts[order]
+        counts = known.counts[order] if most is None else known.counts[order].clip(max=most)
         ends = counts.cumsum()
         within = np.arange(ends[-1] if len(ends) else 0) - np.repeat(ends - counts, counts)
         return known.ids[np.repeat(known.starts[order], counts) + within], counts, known.spelt[order]

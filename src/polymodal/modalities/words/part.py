@@ -40,7 +40,7 @@ from polymodal.sentence import Sentence
 from polymodal.types import Masked
 
 _SCRATCH_ONLY = ("lowercase", "vocabulary_size", "min_count", "layers")
-_PRETRAINED_ONLY = ("window", "overlap", "pooling")
+_PRETRAINED_ONLY = ("window", "overlap", "pooling", "max_subwords")
 
 
 class Words(Modality):
@@ -54,6 +54,8 @@ class Words(Modality):
             texts, "none" for words learned from scratch, "auto" for minilm where its weights are installed, else none.
         spelling: whether the model also sees a word's case and characters.
         max_words: what lies behind so many words is cut off, and counted as a repair.
+        max_subwords: what of one word (an address on the web, as a rule) lies behind so many sub-words is not seen by the
+            backbone, and counted as a repair.
         window: sub-words that the backbone sees at once, special tokens included.
         overlap: sub-words that two windows share.
         pooling: the backbone's token of a word is that of its first sub-word, or the mean of all.
@@ -73,6 +75,7 @@ class Words(Modality):
     pretrained: str = Field("auto", alias="backbone")
     spelling: bool = True
     max_words: int = Field(default=16_384, ge=1, le=1_000_000)
+    max_subwords: int = Field(default=16, ge=1)
     window: int = Field(default=128, ge=3, le=8192)
     overlap: int = Field(default=32, ge=0)
     pooling: Pooling = "first"
@@ -137,7 +140,14 @@ class Words(Modality):
         if len(found) > self.max_words:
             found = Sentence(found.text, found.words[: self.max_words], found.starts[: self.max_words])
             repairs = (*repairs, f"cut after {self.max_words} words")
+        if self._cut(found.words):
+            repairs = (*repairs, f"a word cut after {self.max_subwords} sub-words")
         return Reading(found, repairs, facts)
+
+    def _cut(self, words: Sequence[str]) -> bool:
+        """Whether the backbone does not see a word to its end."""
+        long = [word for word in words if len(word) > self.max_subwords] if self.name != "none" else []
+        return bool(long) and bool((_lexicon(self.name).look_up(long)[1] > self.max_subwords).any())
 
     def fit(self, values: Iterable[Sentence | None]) -> Self:
         """Name the backbone; from scratch, learn the vocabulary. Reads no value otherwise.
@@ -155,8 +165,8 @@ class Words(Modality):
         return type(self).model_validate(self.model_dump() | learned)
 
     def length(self, value: Sentence) -> int:
-        """How many sub-words a sentence has; an address on the web may be one word of fifty."""
-        return int(_lexicon(self.name).look_up(list(value.words))[1].sum())
+        """How many sub-words of a sentence the backbone sees."""
+        return int(_lexicon(self.name).look_up(value.words, self.max_subwords)[1].sum())
 
     @property
     def augments(self) -> bool:
@@ -185,7 +195,7 @@ class Words(Modality):
         """
         sizes = np.array([0 if value is None else len(value) for value in values], np.int64)
         words = list(chain.from_iterable(value.words for value in values if value is not None))
-        ids, counts, spelt = _lexicon(self.name).look_up(words)
+        ids, counts, spelt = _lexicon(self.name).look_up(words, self.max_subwords)
         if self.name == "none":
             index = self._index
             ids = np.fromiter((index.get(self._folded(word), UNKNOWN) for word in words), np.int64, len(words))
