@@ -54,8 +54,8 @@ class Words(Modality):
             texts, "none" for words learned from scratch, "auto" for minilm where its weights are installed, else none.
         spelling: whether the model also sees a word's case and characters.
         max_words: what lies behind so many words is cut off, and counted as a repair.
-        max_subwords: what of one word (an address on the web, as a rule) lies behind so many sub-words is not seen by the
-            backbone, and counted as a repair.
+        max_subwords: what of one word (an address on the web, as a rule) lies behind so many sub-words is not seen by
+            the backbone, and counted as a repair.
         window: sub-words that the backbone sees at once, special tokens included.
         overlap: sub-words that two windows share.
         pooling: the backbone's token of a word is that of its first sub-word, or the mean of all.
