@@ -31,7 +31,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "nn.drop",
     ),
     ("nn.fuse", "nn.noise", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
-    ("nn.trunk", "nn.hub", "nn.hog", "nn.quantise", "nn.worded"),
+    ("nn.trunk", "nn.hub", "nn.hog", "nn.named", "nn.quantise", "nn.worded"),
     ("nn.average",),
     ("part",),
     ("task",),

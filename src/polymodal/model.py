@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from polymodal.nn.adapt import Adapter
 from polymodal.nn.align import Alignment
-from polymodal.nn.blocks import Named, SummaryEncoder
+from polymodal.nn.blocks import LockedEncoder, Named, SummaryEncoder
 from polymodal.nn.linear import Linear
 from polymodal.nn.manifold import vary
 from polymodal.nn.trunk import Trunk
-from polymodal.part import Modality
+from polymodal.part import summary_width
 from polymodal.spec import Spec
 from polymodal.task import VectorTask
 from polymodal.types import Batch, Fused, Masked, Outputs, tracing
@@ -72,6 +72,7 @@ class Model(nn.Module):
         self.names, tasks = tuple(spec.inputs), spec.outputs
         self.widths = {name: summary_width(part) for name, part in spec.inputs.items()}
         self.summarised = spec.summarised
+        self.locked = {name for task in tasks.values() for name in task.fixed}
         self.thawed = Named({})
         self.encoders = Named({name: self._encoder(name) for name in self.names})
         self.fusion = spec.fusion.build(self.names, spec.dim)
@@ -242,8 +243,10 @@ class Model(nn.Module):
                 self.encoders[name].adapt(part[present[:, i]])
 
     def _encoder(self, name: str) -> nn.Module:
+        if name in self.locked:
+            return LockedEncoder(self.dim)
         if name in self.summarised:
-            return SummaryEncoder(self.widths[name], self.dim, self.spec.training.dropout)
+            return SummaryEncoder(self.widths[name], self.dim, self.spec.training.dropout, not self.locked)
         return self.spec.inputs[name].encoder(self.dim)
 
     def _single(self, task: str, encoded: Mapping[str, Masked]) -> dict[str, Tensor]:
@@ -289,12 +292,3 @@ def _filled(x: Masked) -> Masked:
     values = x.values.masked_fill(gone.reshape(-1, *[1] * (x.values.ndim - 1)), 0)
     at = None if x.at is None else x.at.masked_fill(gone[..., None], 0.0)
     return Masked(values, x.mask | (gone & first), at)
-
-
-def summary_width(part: Modality) -> int:
-    """F, the width of a modality's `summary`, found without data."""
-    backbone = part.backbone()
-    if backbone is None:
-        return part.summary(part.collate([None])).shape[1]
-    one = torch.ones(1, 1, dtype=torch.bool)
-    return part.summary(Masked(torch.zeros(1, 1, backbone.width), one)).shape[1]

@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from polymodal.errors import suggest
+from polymodal.errors import BundleError, SpecError, suggest
 from polymodal.nn.backbone import Backbone
 from polymodal.reading import Corruption, Pieces, Reading
 from polymodal.reading import Field as FormField
@@ -172,3 +173,20 @@ class Fusion(Part):
         Any subset of inputs may be absent in any row, also all of them; names may come in any order, and
         a name may be left out, which means the same as absent in every row.
         """
+
+
+def is_pretrained(part: Modality) -> bool:
+    """Whether a modality has a backbone. That one is missing here is said where it is used."""
+    try:
+        return part.backbone() is not None
+    except (SpecError, BundleError):
+        return True
+
+
+def summary_width(part: Modality) -> int:
+    """F, the width of a modality's `summary`, found without data."""
+    backbone = part.backbone()
+    if backbone is None:
+        return part.summary(part.collate([None])).shape[1]
+    one = torch.ones(1, 1, dtype=torch.bool)
+    return part.summary(Masked(torch.zeros(1, 1, backbone.width), one)).shape[1]

@@ -20,9 +20,9 @@ from pydantic import (
 )
 
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
-from polymodal.errors import BundleError, SpecError, suggest
+from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
-from polymodal.part import Fusion, Modality
+from polymodal.part import Fusion, Modality, is_pretrained, summary_width
 from polymodal.settings import LOSS_METHODS, PACE, Alignment, Data, Finetune, Settings, Split, Training
 from polymodal.task import Task, VectorTask
 from polymodal.tasks import Classify, Regress
@@ -85,7 +85,7 @@ class Spec(Settings):
         about, chosen = {task.about for task in tasks.values()} - {None}, training.finetune
         tuned = about if chosen is None else {name for name, plan in chosen.items() if plan.method != "none"}
         unset = {name: value for name, value in PACE.items() if name not in training.model_fields_set}
-        pretrained = any(name in inputs and _pretrained(inputs[name]) for name in tuned)
+        pretrained = any(name in inputs and is_pretrained(inputs[name]) for name in tuned)
         return training.model_copy(update=unset) if pretrained else training
 
     @model_validator(mode="after")
@@ -134,6 +134,16 @@ class Spec(Settings):
             raise ValueError("\n".join(f"training.{fault}" for fault in faults))
         return self
 
+    @model_validator(mode="after")
+    def _fixed(self) -> Self:
+        """Reject tasks that want features of inputs as they are, where these inputs do not give such."""
+        fixed = {name for task in self.outputs.values() for name in task.fixed}
+        widths = {x: summary_width(self.inputs[x]) for x in self.summarised if x in fixed} if fixed else {}
+        seen = self.dim, widths, self.finetuned if fixed else {}
+        if faults := [f"outputs.{n}: {x}" for n, task in self.outputs.items() for x in task.unfit(*seen)]:
+            raise ValueError("\n".join(faults))
+        return self
+
     def _alignment(self, alignment: Alignment) -> list[str]:
         if len(self.inputs) < 2:
             return ["alignment must have two inputs or more, got one. Leave it out."]
@@ -146,12 +156,11 @@ class Spec(Settings):
         ]
 
     def _finetune(self) -> list[str]:
-        faults = []
+        faults, known = [], list(self.inputs)
         for name in self.training.finetune or ():
             if name not in self.inputs:
-                known = list(self.inputs)
                 faults.append(f"finetune must name inputs among {known}, got {name!r}.{suggest(name, known)}")
-            elif not _pretrained(self.inputs[name]):
+            elif not is_pretrained(self.inputs[name]):
                 faults.append(f"finetune must name inputs with a backbone, got {name!r}, which has none. Leave it out.")
         size = self.training.microbatch
         if size and not faults and not self.finetuned:
@@ -231,14 +240,6 @@ class Spec(Settings):
             mapping["training"] = mapping.get("training", {}) | {name: getattr(self.training, name) for name in PACE}
         order = [name for name in Spec.model_fields if name in mapping]
         return yaml.safe_dump({name: mapping[name] for name in order}, sort_keys=False, allow_unicode=True)
-
-
-def _pretrained(part: Modality) -> bool:
-    """Whether a modality has a backbone. That one is missing here is said where it is used."""
-    try:
-        return part.backbone() is not None
-    except (SpecError, BundleError):
-        return True
 
 
 def _short(part: Modality | Fusion | Task) -> str | dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import numpy as np
@@ -44,6 +44,21 @@ class Task(Part):
     def about(self) -> str | None:
         """The input whose tokens are answered for, one by one; None for a task that answers for the whole row."""
         return None
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The inputs that reach the model as their pretrained summaries are, through no learned layer."""
+        return ()
+
+    def unfit(self, dim: int, summaries: Mapping[str, int], finetuned: Collection[str]) -> list[str]:
+        """Why the task cannot stand in a spec, a line each; none if it can.
+
+        Args:
+            dim: of the model.
+            summaries: width of each `fixed` input that reaches the model as its summary.
+            finetuned: inputs whose backbones are trained.
+        """
+        return []
 
     def columns(self, name: str) -> tuple[str, ...]:
         """The table's columns that a task called ``name`` learns; none for a task that learns from the inputs alone."""

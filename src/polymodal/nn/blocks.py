@@ -85,17 +85,24 @@ class SummaryEncoder(nn.Module):
     """One fixed vector per sample (B, 1, F) -> one token (B, 1, dim).
 
     Features are standardised with the training rows' mean and deviation, set once by `adapt`.
+
+    Args:
+        width: F.
+        dim: D.
+        dropout: share of the features, and of the token's, that is dropped in a step.
+        normed: bring every token to one length; without it, a token that says little can be short.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int, dim: int, dropout: float) -> None:
+    def __init__(self, width: int, dim: int, dropout: float, normed: bool = True) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))
         self.register_buffer("scale", torch.ones(width))
         self.dropout = nn.Dropout(dropout)
-        self.project = nn.Sequential(nn.Linear(width, dim), nn.GELU(), nn.LayerNorm(dim), nn.Dropout(dropout))
+        norm = nn.LayerNorm(dim) if normed else nn.Identity()
+        self.project = nn.Sequential(nn.Linear(width, dim), nn.GELU(), norm, nn.Dropout(dropout))
 
     @torch.no_grad()
     def adapt(self, x: Tensor) -> None:
@@ -108,6 +115,31 @@ class SummaryEncoder(nn.Module):
     def forward(self, x: Masked) -> Masked:
         """Encode the summaries."""
         return Masked(self.project(self.dropout((x.values - self.mean) * self.scale)), x.mask)
+
+
+class LockedEncoder(nn.Module):
+    """One fixed vector per sample (B, 1, D) -> itself as a token, centred and of length 1; nothing is learned.
+
+    It is centred by the training rows' mean, set once by `adapt`: what all of them share tells none of them apart.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("scale", torch.ones(dim), persistent=False)
+
+    @torch.no_grad()
+    def adapt(self, x: Tensor) -> None:
+        """Centre from now on by the mean of these vectors (n, D)."""
+        if len(x):
+            self.mean.copy_(x.mean(0))
+
+    def forward(self, x: Masked) -> Masked:
+        """Centre the summaries and scale them."""
+        return Masked(functional.normalize(x.values - self.mean, dim=-1), x.mask)
 
 
 class Attention(nn.Module):

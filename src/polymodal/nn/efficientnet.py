@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,7 @@ from polymodal.nn.backbone import Backbone
 from polymodal.nn.weights import PACKAGED, file_digest
 from polymodal.types import Masked
 
-WIDTH = 1280
+WIDTH, CLASSES = 1280, 1000
 REDUCTION = 32
 # repeats, kernel, stride, expansion, channels out
 _STAGES = (
@@ -29,7 +30,11 @@ _STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+_LAST = "_fc."  # opens the names of the classifier's weights
 _VERSION = 1  # raise it when the same weights would give other numbers: kept features then count as stale
+
+
+Net = TypeVar("Net", bound=nn.Module)
 
 
 class SameConv(nn.Conv2d):
@@ -164,14 +169,27 @@ class EfficientNet(nn.Module):
         Raises:
             BundleError: the file holds other weights than this network has.
         """
-        state = torch.load(file, map_location="cpu", weights_only=True)
-        state = {name: value for name, value in state.items() if not name.startswith("_fc.")}
-        net = cls(size)
-        try:
-            net.load_state_dict(state)
-        except RuntimeError as error:
-            raise BundleError(f"{file}: must hold the weights of EfficientNet-lite0, got {error}") from error
-        return net.requires_grad_(False).eval()
+        return _filled(cls(size), file, lambda name: None if name.startswith(_LAST) else name)
+
+
+def classifier(file: Path) -> nn.Linear:
+    """Map the mean of `EfficientNet`'s feature map to the logits of ImageNet's 1,000 classes, frozen.
+
+    Raises:
+        BundleError: the file holds none.
+    """
+    net = nn.Linear(WIDTH, CLASSES)
+    return _filled(net, file, lambda name: name.removeprefix(_LAST) if name.startswith(_LAST) else None)
+
+
+def _filled(net: Net, file: Path, own: Callable[[str], str | None]) -> Net:
+    """Load what a file holds under names of which ``own`` makes the network's."""
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        net.load_state_dict({mine: x for name, x in state.items() if (mine := own(name)) is not None})
+    except RuntimeError as error:
+        raise BundleError(f"{file}: must hold the weights of EfficientNet-lite0, got {error}") from error
+    return net.requires_grad_(False).eval()
 
 
 class EfficientNetBackbone(Backbone):

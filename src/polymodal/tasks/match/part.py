@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -20,6 +20,7 @@ from polymodal.nn.align import LARGEST, infonce, shortened, sigmoid_loss
 from polymodal.part import Modality
 from polymodal.task import Task
 from polymodal.tasks.match.head import MatchHead
+from polymodal.tasks.match.locked import check_locked, faults_beside
 from polymodal.tasks.match.retrieval import Direction, composed, directions, means
 from polymodal.types import Masked
 from polymodal.values import is_missing, parse_category
@@ -46,6 +47,12 @@ class Match(Task):
             be an embedding, too.
         hard_negatives: how much more the likeliest wrong partners count in ``infonce``; 0 counts all alike.
         compose: learn, too, that all other sides of a row together belong to each side. For three sides or more.
+        locked: inputs whose pretrained features are kept as they are: centred by their mean over the training rows,
+            brought to length 1, and passed through no learned layer, so that the others learn to meet them in a space
+            that few rows cannot spoil. One of a group has a learned weight in it, and the rest of the group starts
+            small and without a norm, to correct it. ``width`` and the spec's ``dim`` must be that of their features.
+
+    Source: locked: Zhai et al. 2022, "LiT" (arXiv:2111.07991), section 3.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -60,6 +67,7 @@ class Match(Task):
     matryoshka: tuple[Annotated[int, Field(ge=2)], ...] = ()
     hard_negatives: float = Field(default=0.0, ge=0, le=10)
     compose: bool = False
+    locked: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _effective(self) -> Self:
@@ -90,6 +98,15 @@ class Match(Task):
             raise ValueError(f"compose must have three sides or more, got {list(self.names)}. Leave it out.")
 
     @property
+    def fixed(self) -> tuple[str, ...]:
+        """The locked inputs."""
+        return self.locked
+
+    def unfit(self, dim: int, summaries: Mapping[str, int], finetuned: Collection[str]) -> list[str]:
+        """What locked inputs need: summaries, which are as wide as the model and never change."""
+        return faults_beside(self.locked, self.width, dim, summaries, finetuned)
+
+    @property
     def groups(self) -> tuple[tuple[str, ...], ...]:
         """The inputs of each side."""
         if not self.sides:
@@ -116,6 +133,7 @@ class Match(Task):
         for name in itertools.chain(*task.groups):
             if name not in inputs:
                 raise ValueError(f"sides must name inputs among {list(inputs)}, got {name!r}.{suggest(name, inputs)}")
+        check_locked(task.locked, list(itertools.chain(*task.groups)), inputs)
         return task
 
     def asks(self, name: str) -> bool:
@@ -157,7 +175,8 @@ class Match(Task):
 
     def head(self, dim: int) -> nn.Module:
         """A `MatchHead` of the sides."""
-        return MatchHead(self.groups, dim, self.width or dim, self.temperature, self.criterion == "sigmoid")
+        biased = self.criterion == "sigmoid"
+        return MatchHead(self.groups, dim, self.width or dim, self.temperature, biased, self.locked)
 
     def loss(self, output: Tensor, target: Masked) -> Tensor:
         """Mean loss in nats over the pairs of sides that have rows to tell apart, added up over the widths.
