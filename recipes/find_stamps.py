@@ -22,6 +22,7 @@ import polymodal as pm
 
 NUMBERS = ["width", "height", "aspect", "alpha", "file_kb", "n_langs"]
 CATEGORIES = ["nomirror", "noflip", "notint", "sound"]
+STEPS = {"epochs": 150, "batch_size": 1024, "learning_rate": 3e-4}
 ITEM = ["image", "shape", "names", "table"]
 SPEC: dict[str, Any] = {
     "inputs": {
@@ -34,14 +35,7 @@ SPEC: dict[str, Any] = {
     },
     "outputs": {"space": {"type": "match", "sides": [ITEM, "text", "voice"], "locked": ["names", "text"]}},
     "dim": 384,
-    "training": {
-        "epochs": 150,
-        "batch_size": 1024,
-        "learning_rate": 3e-4,
-        "dropout": 0.4,
-        "modality_dropout": 0.0,
-        "patience": 0,
-    },
+    "training": STEPS | {"dropout": 0.4, "modality_dropout": 0.0, "patience": 0},
 }
 
 
