@@ -52,7 +52,7 @@ class Tag(Task):
             something that the words do not. Without other inputs there is no gate.
         written: how the targets are given: a scheme, or "spans". Found by `fit`.
         words: number of words in a labelled row, on average. Set by `fit`; the loss is divided by it.
-        gated: whether there are other inputs. Set by the spec.
+        gated: whether there are other inputs. Set by the spec, which knows; it is not written down.
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
@@ -65,7 +65,7 @@ class Tag(Task):
     gate_cost: float = Field(default=0.03, ge=0, allow_inf_nan=False)
     written: Literal["", "IOB1", "IOB2", "IOBES", "BILOU", "spans"] = ""
     words: float = Field(default=1.0, ge=1, allow_inf_nan=False)
-    gated: bool = False
+    gated: bool = Field(default=False, exclude=True)
 
     @field_validator("types")
     @classmethod
