@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     mean = {name: fmean(scores[name] for scores in found) for name in found[0]}
     for name, score in mean.items():
         print(f"{name:<40} {score:.3f}")
+    print(f"{'by chance, at 1 and at 10':<40} {1 / len(test):.3f} {10 / len(test):.3f}")
     if options.out is not None:
         model.save(options.out)
     return mean

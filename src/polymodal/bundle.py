@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 CHUNK = 256
 """Rows of a table that are in memory together at prediction."""
 
+TOGETHER = 32
+"""Rows that are answered together where each token is answered for."""
+
 
 @dataclass(slots=True, repr=False)
 class Bundle:
@@ -111,13 +114,17 @@ class Bundle:
         values = {
             name: list(Source(name, self.spec.inputs[name], chunk, allow_paths, first)) for name in self.spec.about
         }
-        for rows in torch.arange(len(prepared)).split(BATCH):
-            batch = prepared.batch(rows).to(self.device)
+        answers, absent = dict[int, dict[str, Any]](), dict[int, list[str]]()
+        for rows in _batches(len(prepared), values):
+            batch = prepared.batch(torch.tensor(rows)).to(self.device)
             decoded = self.model.answer(batch.inputs).decoded
-            some = {name: [read[i] for i in rows.tolist()] for name, read in values.items()}
-            predictions += by_row(self.spec, {n: output.cpu() for n, output in decoded.items()}, some)
+            some = {name: [read[i] for i in rows] for name, read in values.items()}
+            found = by_row(self.spec, {n: output.cpu() for n, output in decoded.items()}, some)
             present = {name: x.present.tolist() for name, x in batch.inputs.items()}
-            predictions.absent += [[name for name in present if not present[name][i]] for i in range(len(rows))]
+            answers |= dict(zip(rows, found, strict=True))
+            absent |= {row: [name for name in present if not present[name][i]] for i, row in enumerate(rows)}
+        predictions += [answers[row] for row in range(len(prepared))]
+        predictions.absent += [absent[row] for row in range(len(prepared))]
         return prepared
 
     def evaluate(
@@ -229,6 +236,20 @@ class Bundle:
             content.spec, model.to(chosen).eval(), content.report, chosen, embedder, adapters=content.adapters,
             int8=content.int8,
         )  # fmt: skip
+
+
+def _batches(count: int, values: Mapping[str, Sequence[Any | None]]) -> list[list[int]]:
+    """Numbers of the rows that are answered together; of like length, so that little is padding, where ``values`` are.
+
+    Args:
+        count: of rows.
+        values: input name -> what was read in each row, for every input that a task is about.
+    """
+    order, size = list(range(count)), BATCH
+    if values:
+        order.sort(key=lambda row: max(0 if read[row] is None else len(read[row]) for read in values.values()))
+        size = TOGETHER
+    return [order[start : start + size] for start in range(0, count, size)]
 
 
 def _adapted(content: Content, path: Path) -> dict[str, Backbone]:
