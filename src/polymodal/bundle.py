@@ -247,7 +247,10 @@ def _batches(count: int, values: Mapping[str, Sequence[Any | None]]) -> list[lis
     """
     order, size = list(range(count)), BATCH
     if values:
-        order.sort(key=lambda row: max(0 if read[row] is None else len(read[row]) for read in values.values()))
+        lengths = [
+            max(0 if value is None else len(value) for value in row) for row in zip(*values.values(), strict=True)
+        ]
+        order.sort(key=lengths.__getitem__)
         size = TOGETHER
     return [order[start : start + size] for start in range(0, count, size)]
 
