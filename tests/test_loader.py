@@ -139,3 +139,15 @@ def test_varied_texts_reach_a_model_through_a_frozen_backbone(fusion, tmp_path):
     assert not torch.equal(first.inputs["t"].values.sum(1), second.inputs["t"].values.sum(1))
     decoded = Model(plan)(first.inputs).decoded["y"]
     plan.outputs["y"].loss(decoded, first.targets["y"]).backward()
+
+
+def test_at_prediction_what_was_read_of_words_is_kept_for_their_answers(tmp_path):
+    parts = {"words": {"type": "words", "backbone": "none", "vocabulary": ["red"]}, "sweep": {"type": "radar"}}
+    plan = Spec.parse({"inputs": parts, "outputs": {"t": {"type": "tag", "types": ["x"]}}})
+    table = Table.read({"words": ["red boats", None, "left"], "sweep": [None] * 3, "t": [["O", "O"], None, ["O"]]})
+    kept = prepare(plan, table, Embedder(plan, CPU), targets=False).values
+    assert {n: [v and v.words for v in values] for n, values in kept.items()} == {
+        "words": [("red", "boats"), None, ("left",)]
+    }
+    assert not prepare(plan, table, Embedder(plan, CPU)).values
+    assert not prepare(plan, table, Embedder(plan, CPU, FeatureStore(tmp_path)), targets=False).values

@@ -116,6 +116,13 @@ def test_minilm_cuts_long_texts_and_says_so():
     assert Text(backbone="minilm").read(text).repairs == ()
 
 
+@minilm
+def test_length_counts_tokens():
+    for part in (Text(backbone="minilm"), scratch().fit(CORPUS)):
+        for text in ("a cat", "internationalisation", "日本"):
+            assert part.length(text) == int(part.collate([text]).mask.sum())
+
+
 def test_scratch_cuts_long_texts_and_says_so():
     part = scratch(max_tokens=3, stop_words=("the",))
     reading = part.read("the one the two, the three four")

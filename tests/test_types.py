@@ -119,3 +119,10 @@ def test_join_keeps_positions_beside_rows_without_any():
         joined = Masked.join(parts)
         assert joined.at is not None
         assert torch.equal(joined.at[joined.mask], torch.full((1, 3), 5.0))
+
+
+def test_join_puts_rows_where_they_are_wanted():
+    _, x = ragged()
+    order = torch.tensor([3, 0, 4, 2, 1])
+    assert equal(Masked.join(x[order].split(), order), x)
+    assert equal(Masked.join([x[order][:2], x[order][2:]], order), x)

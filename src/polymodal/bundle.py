@@ -13,7 +13,6 @@ from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
 from polymodal.data.loader import Prepared, prepare
-from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
 from polymodal.errors import BundleError, DataError, SpecError
@@ -111,14 +110,11 @@ class Bundle:
             first=first,
         )  # fmt: skip
         predictions.reports.append(prepared.report)
-        values = {
-            name: list(Source(name, self.spec.inputs[name], chunk, allow_paths, first)) for name in self.spec.about
-        }
         answers, absent = dict[int, dict[str, Any]](), dict[int, list[str]]()
-        for rows in _batches(len(prepared), values):
+        for rows in _batches(len(prepared), prepared.values):
             batch = prepared.batch(torch.tensor(rows)).to(self.device)
             decoded = self.model.answer(batch.inputs).decoded
-            some = {name: [read[i] for i in rows] for name, read in values.items()}
+            some = {name: [read[i] for i in rows] for name, read in prepared.values.items()}
             found = by_row(self.spec, {n: output.cpu() for n, output in decoded.items()}, some)
             present = {name: x.present.tolist() for name, x in batch.inputs.items()}
             answers |= dict(zip(rows, found, strict=True))

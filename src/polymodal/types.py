@@ -95,18 +95,24 @@ class Masked:
         return rows
 
     @classmethod
-    def join(cls, rows: Sequence[Masked]) -> Self:
-        """Stack batches along B, padding N to the longest. Undoes `split`."""
+    def join(cls, rows: Sequence[Masked], places: Tensor | None = None) -> Self:
+        """Stack batches along B, padding N to the longest. Undoes `split`.
+
+        Args:
+            rows: batches.
+            places: (B,) which row of the result each row becomes; in their order when not given.
+        """
         longest, size, first = max(row.mask.shape[1] for row in rows), sum(len(row) for row in rows), rows[0]
         placed = next((row.at for row in rows if row.at is not None), None)  # absent rows may come without positions
-        if placed is None and all(row.mask.shape[1] == longest for row in rows):
+        if placed is None and places is None and all(row.mask.shape[1] == longest for row in rows):
             return cls(torch.cat([row.values for row in rows]), torch.cat([row.mask for row in rows]))
         values = first.values.new_zeros(size, longest, *first.values.shape[2:])
         mask = first.mask.new_zeros(size, longest)
         at = None if placed is None else placed.new_zeros(size, longest, placed.shape[2])
         start = 0
         for row in rows:
-            block = (slice(start, start + len(row)), slice(0, row.mask.shape[1]))
+            mine = slice(start, start + len(row))
+            block = (mine if places is None else places[mine], slice(0, row.mask.shape[1]))
             values[block], mask[block] = row.values, row.mask
             if at is not None and row.at is not None:
                 at[block] = row.at

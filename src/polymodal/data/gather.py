@@ -81,10 +81,12 @@ class Survey:
         report: complete after `run`.
         digests: (rows, 16) uint8 of each cell's content.
         absent: (rows,) bool, nothing usable there.
+        values: what was read, one per row, None where nothing usable is; empty unless it is to be kept.
     """
 
-    def __init__(self, source: Source, progress: Progress = silent) -> None:
-        self.source, self.progress = source, progress
+    def __init__(self, source: Source, progress: Progress = silent, keep: bool = False) -> None:
+        self.source, self.progress, self.keep = source, progress, keep
+        self.values = list[Any | None]()
         self.report = InputReport(source.name, source.modality.kind, missing_column=bool(source.missing_columns))
         self.digests = np.zeros((len(source), 16), np.uint8)
         self.absent = np.ones(len(source), bool)
@@ -115,6 +117,8 @@ class Survey:
             if reading is not None:
                 self.report.note(reading.repairs, reading.facts)
             values.append(None if reading is None else reading.value)
+        if self.keep:
+            self.values += values
         return values
 
     def decode(self, row: int, cell: Cell | Quarantined | None) -> Reading | None:
@@ -133,10 +137,13 @@ class Survey:
 
 
 class Gathering(Survey):
-    """A survey that also collates and embeds what it reads, and hands out the rows."""
+    """A survey that also collates and embeds what it reads, and hands out the rows.
 
-    def __init__(self, source: Source, embedder: Embedder, progress: Progress = silent) -> None:
-        super().__init__(source, progress)
+    What a feature store has need not be read, so that values are kept only without one.
+    """
+
+    def __init__(self, source: Source, embedder: Embedder, progress: Progress = silent, keep: bool = False) -> None:
+        super().__init__(source, progress, keep)
         self.embedder, self._backbone = embedder, embedder.backbone(source.name)
 
     def rows(self) -> Rows:
@@ -150,7 +157,8 @@ class Gathering(Survey):
         if slow and store is not None:
             rows = self._kept(store)
         else:
-            rows = MemoryRows(Masked.join([self._tokens(self.read(start, cells)) for start, cells in self.chunks()]))
+            parts = [self._tokens(self.read(start, cells)) for start, cells in self.chunks()]
+            rows = MemoryRows(parts[0] if len(parts) == 1 else Masked.join(parts))
         self.report.count(self.digests, self.absent)
         if self.source.name not in self.embedder.summarised:
             return rows
@@ -224,6 +232,4 @@ def embed_values(embedder: Embedder, name: str, values: Sequence[Any | None], si
     order = sorted(range(len(values)), key=lambda i: -1 if values[i] is None else modality.length(values[i]))
     chunks = [order[start : start + size] for start in range(0, len(order), size)]
     parts = [embedder.embed(name, modality.collate([values[i] for i in chunk])) for chunk in chunks]
-    back = torch.empty(len(order), dtype=torch.long)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    return Masked.join(parts)[back]
+    return Masked.join(parts, torch.tensor(order))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -60,6 +60,7 @@ class Prepared:
         digests: input name -> (rows, 16) uint8 of the content and (rows,) bool where absent.
         rows: (n,) which of its rows these are.
         live: inputs that vary from epoch to epoch in training.
+        values: input name -> what was read in each row of the whole table, where that was kept (see `prepare`).
     """
 
     inputs: Mapping[str, Rows]
@@ -68,6 +69,7 @@ class Prepared:
     digests: Mapping[str, tuple[np.ndarray, np.ndarray]]
     rows: Tensor
     live: Mapping[str, LiveRows] = field(default_factory=dict)
+    values: Mapping[str, Sequence[Any | None]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return how many rows there are."""
@@ -144,7 +146,8 @@ def prepare(
     """Clean, collate and embed a whole table with a fitted spec.
 
     Tokens of frozen backbones come from the embedder's feature store where they are in it, and go there. Messages
-    number the rows from ``first`` on.
+    number the rows from ``first`` on. Without targets and without a store, as at prediction, what was read of inputs
+    that a task is about is kept.
 
     Raises:
         DataError: with ``strict``, a cell is broken; or no input has a column; or a target is unusable.
@@ -154,12 +157,14 @@ def prepare(
     if all(len(source.missing_columns) == len(source.modality.columns(name)) for name, source in sources.items()):
         wanted = sorted({c for name, part in spec.inputs.items() for c in part.columns(name)})
         raise DataError(f"{table.source} must have at least one of the columns {wanted}, got {list(table.columns)}.")
-    inputs, digests = {}, {}
+    inputs, digests, values, predicts = {}, {}, {}, not targets and embedder.store is None
     for name, source in sources.items():
-        gathered = Gathering(source, embedder, progress)
+        gathered = Gathering(source, embedder, progress, keep=predicts and name in spec.about)
         inputs[name] = gathered.rows()
         digests[name] = (gathered.digests, gathered.absent)
         report.inputs[name] = gathered.report
+        if gathered.keep:
+            values[name] = gathered.values
         if strict:
             report.refuse_broken()
     labels = {n: read_targets(n, spec, table, report) for n in spec.outputs} if targets else {}
@@ -168,7 +173,7 @@ def prepare(
     named = {c for name, part in (*spec.inputs.items(), *spec.outputs.items()) for c in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named)
     live = {name: LiveRows(s, embedder, spec.seed) for name, s in sources.items() if s.modality.augments}
-    return Prepared(inputs, labels, report, digests, torch.arange(len(table)), live)
+    return Prepared(inputs, labels, report, digests, torch.arange(len(table)), live, values)
 
 
 def target_values(name: str, spec: Spec, table: Table) -> list[Any]:

@@ -157,6 +157,11 @@ class Text(Modality):
         learned = {"backbone": name, "vocabulary": tuple(known[: self.vocabulary_size])}
         return type(self).model_validate(self.model_dump() | learned)
 
+    def length(self, value: str) -> int:
+        """How many tokens a text has: characters say too little of what is padded."""
+        tokenizer = self._tokenizer()
+        return len(tokenizer.ids([value])[0] if tokenizer is not None else self._ids(value))
+
     @property
     def augments(self) -> bool:
         """Whether training texts are varied."""
