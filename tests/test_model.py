@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import toys
-from polymodal.model import ALL, Mixing, Model, summary_width
+from polymodal.mixing import Mixing
+from polymodal.model import ALL, Model, summary_width
 from polymodal.spec import Spec
 from polymodal.task import Task
 from polymodal.types import Masked

@@ -11,7 +11,8 @@ import torch
 import toys
 from polymodal.errors import SpecError
 from polymodal.metrics import higher_is_better
-from polymodal.model import Mixing, Model
+from polymodal.mixing import Mixing
+from polymodal.model import Model
 from polymodal.objectives.gradients import Gradients
 from polymodal.objectives.methods import objective
 from polymodal.objectives.terms import Losses, Term, mixed_loss, terms

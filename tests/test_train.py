@@ -12,12 +12,13 @@ from torch import nn
 import polymodal as pm
 import toys
 from polymodal.errors import PolymodalError, SpecError
+from polymodal.mixing import hide
 from polymodal.model import Model
 from polymodal.nn.optimise import decay_groups, schedule
 from polymodal.objectives import terms as terms_module
 from polymodal.objectives.monitor import best_epoch, monitored
 from polymodal.objectives.terms import terms
-from polymodal.train import Trainer, hide
+from polymodal.train import Trainer
 from polymodal.types import Batch, Masked
 
 CPU = torch.device("cpu")

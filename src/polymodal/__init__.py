@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from polymodal.indexing.labels import ZeroShot as ZeroShot
     from polymodal.indexing.labels import zero_shot as zero_shot
     from polymodal.inspection import inspect as inspect
+    from polymodal.metrics.texts import text_scores as text_scores
     from polymodal.nn.weights import PACKAGED as PACKAGED
     from polymodal.part import Fusion as Fusion
     from polymodal.part import Modality as Modality
@@ -97,6 +98,7 @@ _HOMES = {
     "Report": "evaluate",
     "fit": "fitting",
     "inspect": "inspection",
+    "text_scores": "metrics.texts",
     "PACKAGED": "nn.weights",
     "Fusion": "part",
     "Modality": "part",

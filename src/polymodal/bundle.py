@@ -23,6 +23,7 @@ from polymodal.model import Model
 from polymodal.nn import weights
 from polymodal.nn.adapt import Adapter, adapted
 from polymodal.nn.backbone import Backbone
+from polymodal.nn.language.files import copy_language
 from polymodal.predictions import Predictions, by_row
 from polymodal.spec import Spec
 
@@ -206,7 +207,13 @@ class Bundle:
         content = Content(
             self.spec, self.model.state_dict(), self.report, self.embedder.digests, self.adapters, self.int8
         )
-        return content.write(path, self.embedder.copy_files if self_contained else None)
+        return content.write(path, self._copy_files if self_contained else None)
+
+    def _copy_files(self, folder: Path) -> None:
+        """Copy the files of every backbone and language model."""
+        self.embedder.copy_files(folder)
+        for name in {head.plan.pretrained for head in self.model.decoders.values()}:
+            copy_language(name, folder)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str = "auto", store: FeatureStore | None = None) -> Self:

@@ -43,3 +43,10 @@ def swap(new: Path, path: Path) -> None:
             os.replace(old, path)
         raise
     shutil.rmtree(old, ignore_errors=True)
+
+
+def cache_folder() -> Path:
+    """The default folder: $POLYMODAL_CACHE, else $XDG_CACHE_HOME/polymodal, else ~/.cache/polymodal."""
+    if chosen := os.environ.get("POLYMODAL_CACHE"):
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "polymodal"

@@ -36,8 +36,8 @@ class Report:
 
     Attributes:
         content: ``rows``, ``source``, ``inputs``, ``tasks`` (task name -> ``kind``, ``headline``, ``scores``,
-            ``interval``, ``without`` and ``alone`` by input, ``baselines``, ``share`` of the linear model,
-            ``details``), ``data`` (the data report) and ``warnings``.
+            ``interval``, ``without``, ``alone`` and, where a language model answers, ``shuffled`` by input,
+            ``baselines``, ``share`` of the linear model, ``details``), ``data`` (the data report) and ``warnings``.
     """
 
     content: dict[str, Any]
@@ -56,7 +56,12 @@ class Report:
 
 
 def answers(
-    model: Model, prepared: Prepared, device: torch.device, hidden: Sequence[str] = (), decode: Decode | None = None
+    model: Model,
+    prepared: Prepared,
+    device: torch.device,
+    hidden: Sequence[str] = (),
+    decode: Decode | None = None,
+    swapped: Mapping[str, Tensor] | None = None,
 ) -> Answers:
     """Answer every row.
 
@@ -66,11 +71,15 @@ def answers(
         device: of the model.
         hidden: names of inputs to take away.
         decode: another way from a batch to raw outputs than the model's answer.
+        swapped: input name -> (rows,) the row that each row gets this input from.
     """
     outputs: dict[str, list[Tensor]] = {n: [] for n in model.spec.outputs}
     targets: dict[str, list[Masked]] = {n: [] for n in model.spec.outputs}
     for rows in torch.arange(len(prepared)).split(BATCH):
-        batch = prepared.batch(rows).without(*hidden).to(device)
+        batch = prepared.batch(rows).without(*hidden)
+        for name, source in (swapped or {}).items():
+            batch.inputs[name] = prepared.batch(source[rows]).inputs[name]
+        batch = batch.to(device)
         decoded = model.answer(batch.inputs).decoded if decode is None else decode(batch)
         for n, output in decoded.items():
             outputs[n].append(output.cpu())
@@ -86,21 +95,26 @@ def evaluate(model: Model, prepared: Prepared, device: torch.device, seed: int =
     """Everything there is to say about a model on labelled rows, from one pass over the features per variant."""
     spec, names = model.spec, list(model.spec.inputs)
 
-    def scores(hidden: Sequence[str] = (), decode: Decode | None = None) -> dict[str, dict[str, float]]:
-        seen = answers(model, prepared, device, hidden, decode)
+    def scores(
+        hidden: Sequence[str] = (), decode: Decode | None = None, swapped: Mapping[str, Tensor] | None = None
+    ) -> dict[str, dict[str, float]]:
+        seen = answers(model, prepared, device, hidden, decode, swapped)
         return {n: spec.outputs[n].metrics(output, seen.targets[n]) for n, output in seen.outputs.items()}
 
     full = answers(model, prepared, device)
+    whole = {n: spec.outputs[n].metrics(output, full.targets[n]) for n, output in full.outputs.items()}
     several = len(names) > 1
     without = {name: scores([name]) for name in names} if several else {}
     alone = {name: scores([other for other in names if other != name]) for name in names} if several else {}
-    baselines = {"fusion model": scores(decode=lambda batch: model(batch.inputs).decoded)}
+    shuffled = {name: scores(swapped={name: partners(prepared, name, seed)}) for name in names if model.decoders}
+    blended = bool((model.share > 0).any())
+    baselines = {"fusion model": scores(decode=lambda batch: model(batch.inputs).decoded) if blended else whole}
     for label, linear in model.baselines().items():
         baselines[f"linear, {label}" + ("" if label == ALL else " only")] = scores(decode=linear)
     tasks = {}
     for number, (n, task) in enumerate(spec.outputs.items()):
         output, target = full.outputs[n], full.targets[n]
-        own = task.metrics(output, target)
+        own = whole[n]
         tasks[n] = {
             "kind": task.kind,
             "headline": next(iter(own), None),
@@ -108,6 +122,7 @@ def evaluate(model: Model, prepared: Prepared, device: torch.device, seed: int =
             "interval": intervals(task, output, target, seed),
             "without": {name: found[n] for name, found in without.items()},
             "alone": {name: found[n] for name, found in alone.items()},
+            "shuffled": {name: found[n] for name, found in shuffled.items()},
             "baselines": {label: found[n] for label, found in baselines.items() if n in found},
             "share": float(model.share[number]),
             "details": task.details(output, target),
@@ -115,6 +130,16 @@ def evaluate(model: Model, prepared: Prepared, device: torch.device, seed: int =
     data = prepared.report
     content = {"rows": len(prepared), "source": data.source, "inputs": names, "tasks": tasks, "data": data.to_dict()}
     return Report(content | {"warnings": data.warnings()})
+
+
+def partners(prepared: Prepared, name: str, seed: int) -> Tensor:
+    """Another row for each row that has an input, to take it from: itself for all that lack it. (rows,)."""
+    parts = torch.arange(len(prepared)).split(BATCH)
+    present = torch.cat([prepared.batch(rows).inputs[name].present for rows in parts]).nonzero().flatten()
+    order = present[torch.randperm(len(present), generator=torch.Generator().manual_seed(seed))]
+    found = torch.arange(len(prepared))
+    found[order] = order.roll(1)
+    return found
 
 
 def intervals(task: Task, output: Tensor, target: Masked, seed: int = 0) -> dict[str, list[float]]:
@@ -131,6 +156,7 @@ def _block(name: str, task: Mapping[str, Any], rows: int) -> str:
     variants = {"all inputs": task["scores"]}
     variants |= {f"  without {i}": s for i, s in task["without"].items()}
     variants |= {f"  only {i}": s for i, s in task["alone"].items()}
+    variants |= {f"  shuffled {i}": s for i, s in task.get("shuffled", {}).items()}
     variants |= {f"  {label}": s for label, s in task["baselines"].items()}
     variants = {label: scores for label, scores in variants.items() if scores or label == "all inputs"}
     width = max([len(name), *map(len, variants)]) + 2

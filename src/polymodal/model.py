@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from polymodal.decoder.head import DecoderHead
+from polymodal.mixing import Mixing
 from polymodal.nn.adapt import Adapter
 from polymodal.nn.align import Alignment
 from polymodal.nn.blocks import LockedEncoder, Named, SummaryEncoder
@@ -15,38 +17,13 @@ from polymodal.nn.linear import Linear
 from polymodal.nn.manifold import vary
 from polymodal.nn.trunk import Trunk
 from polymodal.part import summary_width
+from polymodal.settings import RATES, Trained
 from polymodal.spec import Spec
 from polymodal.task import VectorTask
 from polymodal.types import Batch, Fused, Masked, Outputs, tracing
 
 ALL = "all inputs"
 """Label of the linear model that sees every input; the others are labelled by the one input that they see."""
-
-
-@dataclass(frozen=True, slots=True)
-class Mixing:
-    """Which rows of a batch are mixed, and how much of each row is its own.
-
-    Attributes:
-        partner: (B,) long, the other row of each row.
-        share: (B,) float in 0..1, the row's own share; the partner has the rest.
-    """
-
-    partner: Tensor
-    share: Tensor
-
-    def __post_init__(self) -> None:
-        """Reject partners without shares."""
-        if self.partner.ndim != 1 or self.partner.shape != self.share.shape:
-            raise ValueError(
-                f"partner and share must both be of shape (B,), "
-                f"got {tuple(self.partner.shape)} and {tuple(self.share.shape)}."
-            )
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """Mix the rows of (B, D)."""
-        share = self.share[:, None].to(x.dtype)
-        return share * x + (1 - share) * x[self.partner]
 
 
 class Model(nn.Module):
@@ -93,7 +70,12 @@ class Model(nn.Module):
             None if align is None else Alignment(align.inputs or self.names, spec.dim, align.type, align.temperature)
         )
 
-    def forward(self, inputs: Mapping[str, Masked], mixing: Mixing | None = None) -> Outputs:
+    def forward(
+        self,
+        inputs: Mapping[str, Masked],
+        mixing: Mixing | None = None,
+        targets: Mapping[str, Masked] | None = None,
+    ) -> Outputs:
         """Answer a batch by the fusion model alone. An input that is left out is absent in every row.
 
         In training the encoded features are varied if the spec has `manifold`, and rows are mixed if asked. Only the
@@ -104,6 +86,7 @@ class Model(nn.Module):
         Args:
             inputs: input name -> backbone's summary or tokens, or collated values where it has none. At least one.
             mixing: which rows to mix, or None.
+            targets: task name -> target, for tasks whose heads must know it to tell what it costs.
 
         Raises:
             ValueError: rows are to be mixed by a late fusion, which has no fused vector.
@@ -116,7 +99,13 @@ class Model(nn.Module):
         encoded = {name: self._varied(self.encode(name, inputs[name])) for name in self.names if name in inputs}
         fused = self.fusion(encoded)
         single = {n: self._single(n, encoded) for n in self.single}
-        decoded = {n: self._decode(n, fused, single[n], encoded, mixing) for n in self.single}
+        seen = Fused(fused.pooled, encoded, given=inputs)
+        decoded = {
+            n: self._ask(n, seen, single[n], targets)
+            if self.spec.outputs[n].unfused
+            else self._decode(n, fused, single[n], encoded, mixing)
+            for n in self.single
+        }
         if mixing is not None:
             fused = replace(fused, pooled=mixing(fused.pooled))
         return Outputs(encoded, fused, decoded, single)
@@ -148,7 +137,7 @@ class Model(nn.Module):
         """
         rows = x.present
         if tracing():
-            y, gone = self.encoders[name](_filled(x)), ~rows[:, None]
+            y, gone = self.encoders[name](x.filled()), ~rows[:, None]
             return Masked(y.values.masked_fill(gone[..., None], 0.0), y.mask & ~gone, y.at)
         if bool(rows.all()):
             return self.encoders[name](self._features(name, x))
@@ -165,7 +154,7 @@ class Model(nn.Module):
             x = inputs.get(name)
             here = nothing if x is None else x.present
             if x is not None and tracing():
-                blank = self._summary(name, _filled(x)).masked_fill(~here[:, None], 0.0)
+                blank = self._summary(name, x.filled()).masked_fill(~here[:, None], 0.0)
             else:
                 blank = torch.zeros(len(some), self.widths[name], device=some.mask.device)
                 if x is not None and bool(here.any()):
@@ -194,9 +183,27 @@ class Model(nn.Module):
         self.thawed = Named({})
         return adapters
 
+    @property
+    def decoders(self) -> dict[str, DecoderHead]:
+        """Task name -> its head, where that is a language model."""
+        return {n: head for n, head in self.heads.items() if isinstance(head, DecoderHead)}
+
+    def learned(self) -> dict[Trained, list[nn.Parameter]]:
+        """What is trained, by the parts that a stage can name."""
+        found: dict[Trained, list[nn.Parameter]] = {"projector": [], "language": [], "rest": []}
+        for head in self.decoders.values():
+            for part, some in head.parts.items():
+                found[part] += some
+        named = {p for some in found.values() for p in some}
+        found["rest"] = [p for p in self.parameters() if p.requires_grad and p not in named]
+        return found
+
     def factors(self) -> dict[Tensor, float]:
-        """Factors of the learning rate of what is trained of backbones."""
+        """Factors of the learning rate of what is trained of backbones and language models."""
         rate, found = self.spec.training.learning_rate, dict[Tensor, float]()
+        for head in self.decoders.values():
+            own = {"language": RATES["all" if head.plan.adapt == "all" else "lora"]} | dict(self.spec.training.rates)
+            found |= {p: own[part] / rate for part, some in head.parts.items() if part in own for p in some}
         for name, trunk in self.thawed.items():
             plan = self.spec.finetuned[name]
             found |= {p: plan.peak / rate * factor for p, factor in trunk.factors(plan.layer_decay).items()}
@@ -261,6 +268,12 @@ class Model(nn.Module):
         plan = self.spec.training.manifold
         return vary(x, plan.noise, plan.extrapolate) if plan is not None and self.training else x
 
+    def _ask(self, n: str, seen: Fused, single: Mapping[str, Tensor], targets: Mapping[str, Masked] | None) -> Tensor:
+        """What a head says that takes the inputs as they are encoded."""
+        task, head = self.spec.outputs[n], self.heads[n]
+        found = head(seen, targets[n]) if task.forced and targets is not None else head(seen)
+        return task.combine(found, single)
+
     def _decode(
         self,
         n: str,
@@ -275,20 +288,10 @@ class Model(nn.Module):
         if fused.weights is not None and n not in self.heads.names:
             return self.vector_task(n).mix(self.votes(n, single), fused.weights[:, self._columns(single)])
         if not isinstance(task, VectorTask):
-            seen = Fused(fused.pooled, dict(encoded)) if task.unfused else fused
-            return task.combine(self.heads[n](seen), single)
+            return task.combine(self.heads[n](fused), single)
         present = torch.stack([x.present for x in encoded.values()], 1)
         share = present / present.sum(1, keepdim=True).clamp(min=1)
         own = (torch.stack(list(single.values()), 1) * share[..., None]).sum(1)
         if mixing is None:
             return self.heads[n](fused) + own
         return self.heads[n](replace(fused, pooled=mixing(fused.pooled))) + mixing(own)
-
-
-def _filled(x: Masked) -> Masked:
-    """The same batch with one real position of zeros in each absent row, for what must see no absent row."""
-    gone = ~x.present[:, None]
-    first = torch.arange(x.mask.shape[1], device=x.mask.device) == 0
-    values = x.values.masked_fill(gone.reshape(-1, *[1] * (x.values.ndim - 1)), 0)
-    at = None if x.at is None else x.at.masked_fill(gone[..., None], 0.0)
-    return Masked(values, x.mask | (gone & first), at)

@@ -69,11 +69,13 @@ class Modality(Part):
             a cell reaches `read` as it stands in the table.
         spans: True if a cell is made of several columns and reaches `read` as {column: value or None}.
         worded: True if a value is a `Sentence`, and each token stands for one of its words, in order.
+        verbatim: True if collated values (B, N) are token ids of a language model, which reads them word for word.
     """
 
     media: ClassVar[bool] = False
     spans: ClassVar[bool] = False
     worded: ClassVar[bool] = False
+    verbatim: ClassVar[bool] = False
     column: str | None = None
 
     def columns(self, name: str) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -159,11 +159,28 @@ class Finetune(Settings):
         return RATES[self.method] if self.learning_rate is None else self.learning_rate
 
 
+Trained = Literal["projector", "language", "rest"]
+"""Parts that a stage trains: what leads into a language model, what is changed in it, and everything else."""
+
+
+class Stage(Settings):
+    """A few epochs in which only some parts of a model with a language model learn.
+
+    Attributes:
+        epochs: how many.
+        train: which parts learn: ``projector`` leads into the language model, ``language`` is what is changed in it,
+            ``rest`` the encoders, the fusion and other heads.
+    """
+
+    epochs: int = Field(ge=1)
+    train: tuple[Trained, ...] = Field(default=("projector", "language", "rest"), min_length=1)
+
+
 class Training(Settings):
     """How to learn.
 
-    Where a backbone is fine-tuned, ``epochs``, ``batch_size``, ``learning_rate``, ``patience`` and ``refit`` are 4, 16,
-    2e-3, 3 and 2000 unless they are set.
+    Where a backbone is fine-tuned or a language model answers, ``epochs``, ``batch_size``, ``learning_rate``,
+    ``patience`` and ``refit`` are 4, 16, 2e-3, 3 and 2000 unless they are set.
 
     Attributes:
         epochs: at most this many passes over the training rows.
@@ -193,8 +210,12 @@ class Training(Settings):
             what was chosen on the latter; 0 never does.
         finetune: input -> how its backbone is trained with the model. When not given, that of every input whose tokens
             a task answers for; with an empty mapping, none.
-        microbatch: rows that go through a fine-tuned backbone together, where memory cannot hold a step's
-            ``batch_size``; gradients stay the same, and a third more is computed. 0 takes all.
+        stages: epochs in which only some parts of a model with a language model learn, one stage after the other; they
+            say how many ``epochs`` there are.
+        rates: part of a model with a language model (``projector``, ``language``) -> its peak learning rate; all else
+            has ``learning_rate``. For ``language`` 1e-3 where low-rank changes are trained and 2e-4 where all is.
+        microbatch: rows that go through a fine-tuned backbone or a language model together, where memory cannot hold a
+            step's ``batch_size``; gradients stay the same, and a third more is computed. 0 takes all.
         precision: ``auto`` is bfloat16 on a device that has it and float32 on a CPU, but for fine-tuned backbones on
             one that computes in bfloat16 natively.
     """
@@ -219,8 +240,22 @@ class Training(Settings):
     dropout: float = Field(default=0.3, ge=0, lt=1)
     refit: int = Field(default=20_000, ge=0)
     finetune: dict[str, Finetune] | None = None
+    stages: tuple[Stage, ...] = ()
+    rates: dict[Literal["projector", "language"], Annotated[float, Field(gt=0, allow_inf_nan=False)]] = {}
     microbatch: int = Field(default=0, ge=0)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _staged(cls, value: Any) -> Any:
+        """Count the epochs of the stages where nobody did."""
+        stages = value.get("stages") if isinstance(value, Mapping) else None
+        if not isinstance(stages, list | tuple) or not stages or "epochs" in value:
+            return value
+        each = [
+            stage.get("epochs") if isinstance(stage, Mapping) else getattr(stage, "epochs", None) for stage in stages
+        ]
+        return {**value, "epochs": sum(each)} if all(isinstance(n, int) for n in each) else value
 
     @model_validator(mode="before")
     @classmethod
@@ -233,6 +268,8 @@ class Training(Settings):
     @model_validator(mode="after")
     def _effective(self) -> Training:
         """Reject settings that another one makes void."""
+        if self.stages and self.epochs != (total := sum(stage.epochs for stage in self.stages)):
+            raise ValueError(f"epochs must be those of the stages, {total}, got {self.epochs}. Leave it out.")
         for name, partner in (("auxiliary", "auxiliary"), ("modulation", "ogm_ge")):
             if self.balance != partner and getattr(self, name) != type(self).model_fields[name].default:
                 raise ValueError(f"{name} has no effect with balance={self.balance}, got {getattr(self, name)}.")

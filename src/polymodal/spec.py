@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
+from polymodal.decoder.spoken import decoder_faults, speaks
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality, is_pretrained, summary_width
@@ -68,7 +69,7 @@ class Spec(Settings):
             return outputs
         for name, task in outputs.items():
             try:
-                found[name] = task.within(inputs)
+                found[name] = task.within(inputs, len(outputs) == 1)
             except ValueError as error:
                 faults.append(f"{name}: {error}")
         if faults:
@@ -86,7 +87,7 @@ class Spec(Settings):
         tuned = about if chosen is None else {name for name, plan in chosen.items() if plan.method != "none"}
         unset = {name: value for name, value in PACE.items() if name not in training.model_fields_set}
         pretrained = any(name in inputs and is_pretrained(inputs[name]) for name in tuned)
-        return training.model_copy(update=unset) if pretrained else training
+        return training.model_copy(update=unset) if pretrained or any(map(speaks, tasks.values())) else training
 
     @model_validator(mode="after")
     def _columns_and_version(self) -> Self:
@@ -127,6 +128,7 @@ class Spec(Settings):
             faults.append(f"mixup must have a fused vector, got fusion {self.fusion.kind}. Leave out one of them.")
         if plan.mixup and not any(isinstance(task, VectorTask) for task in self.outputs.values()):
             faults.append("mixup must have a task with one answer per row, got none. Leave it out.")
+        faults += decoder_faults(plan, self.outputs, bool(self.finetuned))
         if plan.alignment is not None:
             faults += self._alignment(plan.alignment)
         faults += self._finetune()
@@ -162,9 +164,6 @@ class Spec(Settings):
                 faults.append(f"finetune must name inputs among {known}, got {name!r}.{suggest(name, known)}")
             elif not is_pretrained(self.inputs[name]):
                 faults.append(f"finetune must name inputs with a backbone, got {name!r}, which has none. Leave it out.")
-        size = self.training.microbatch
-        if size and not faults and not self.finetuned:
-            faults.append(f"microbatch has no effect where no backbone is fine-tuned, got {size}. Leave it out.")
         return faults
 
     @property
@@ -172,9 +171,8 @@ class Spec(Settings):
         """Inputs that reach the model as their backbone's summary, since nothing asks for their tokens."""
         if self.fusion.deep:
             return ()
-        return tuple(
-            name for name, part in self.inputs.items() if name not in self.about and part.backbone() is not None
-        )
+        asked = {*self.about, *(name for task in self.outputs.values() for name in task.reads)}
+        return tuple(name for name, part in self.inputs.items() if name not in asked and part.backbone() is not None)
 
     @property
     def about(self) -> tuple[str, ...]:
@@ -236,7 +234,7 @@ class Spec(Settings):
             parts = getattr(self, kind)
             mapping[kind] = {name: _short(part) for name, part in parts.items()}
         mapping["fusion"] = _short(self.fusion)
-        if self.finetuned:  # whose defaults are others
+        if self.finetuned or any(map(speaks, self.outputs.values())):  # whose defaults are others
             mapping["training"] = mapping.get("training", {}) | {name: getattr(self.training, name) for name in PACE}
         order = [name for name in Spec.model_fields if name in mapping]
         return yaml.safe_dump({name: mapping[name] for name in order}, sort_keys=False, allow_unicode=True)

@@ -31,14 +31,24 @@ class Task(Part):
         weight: factor of this task's loss in the sum over tasks.
     """
 
-    unfused: ClassVar[bool] = False
-    """True where the head takes the inputs' tokens as they are encoded, before they have seen one another."""
+    forced: ClassVar[bool] = False
+    """True where the head must know the target to tell what it costs, and makes an answer of its own without it."""
 
     foretells: ClassVar[bool] = True
     """False where a target column is no answer, so that it may be an input as well."""
 
     column: str | None = None
     weight: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+
+    @property
+    def unfused(self) -> bool:
+        """Whether the head takes the inputs' tokens as they are encoded, before they have seen one another."""
+        return False
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Inputs whose single tokens the head takes, where there are several."""
+        return ()
 
     @property
     def about(self) -> str | None:
@@ -64,8 +74,12 @@ class Task(Part):
         """The table's columns that a task called ``name`` learns; none for a task that learns from the inputs alone."""
         return (self.column or name,)
 
-    def within(self, inputs: Mapping[str, Modality]) -> Self:
+    def within(self, inputs: Mapping[str, Modality], alone: bool = True) -> Self:
         """A copy that knows which inputs it stands beside. A spec calls this once for each of its tasks.
+
+        Args:
+            inputs: of the spec.
+            alone: whether it is the only task.
 
         Raises:
             ValueError: they are not what the task needs.

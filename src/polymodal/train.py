@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 
 import numpy as np
@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from polymodal import balance
 from polymodal.checkpoint import Checkpoint, pack, unpack
 from polymodal.data.loader import Prepared
+from polymodal.decoder.spoken import stage_of
 from polymodal.devices import computes_in_half
 from polymodal.errors import PolymodalError, SpecError
-from polymodal.model import Mixing, Model
+from polymodal.mixing import Mixing, hide
+from polymodal.model import Model
 from polymodal.nn.average import average_of, kept, take, update
 from polymodal.nn.optimise import AdamW, decay_groups, schedule
 from polymodal.objectives.gradients import Gradients
@@ -25,7 +27,7 @@ from polymodal.objectives.methods import objective
 from polymodal.objectives.monitor import Epoch, best_epoch, check_score, monitored
 from polymodal.objectives.terms import Losses, measure, terms
 from polymodal.ranks import Ranks
-from polymodal.types import Batch
+from polymodal.settings import Trained
 
 ESTIMATE_EPOCHS = 10
 """Epochs, at most, of the trainings by which gradient blending finds its weights."""
@@ -33,22 +35,6 @@ ESTIMATE_EPOCHS = 10
 
 WINDOW = 40
 """Steps whose rows are sorted by length together, where that matters."""
-
-
-def hide(batch: Batch, drop: Tensor) -> Batch:
-    """Hide inputs of rows, but never the last one of a row: such a row keeps everything.
-
-    Args:
-        batch: B rows of M inputs.
-        drop: (M, B) bool, what to hide.
-
-    Source: ModDrop, Neverova et al. 2015 (arXiv:1501.00102), section 3.3; the exception is ours.
-    """
-    present = torch.stack([x.present for x in batch.inputs.values()])
-    drop = drop.to(present.device) & present
-    drop = drop & (present & ~drop).any(0)
-    inputs = {name: x.without(gone) for gone, (name, x) in zip(drop, batch.inputs.items(), strict=True)}
-    return Batch(inputs, batch.targets)
 
 
 class Trainer:
@@ -78,6 +64,10 @@ class Trainer:
         self.device, self.checkpoint, self.ranks = device, checkpoint, Ranks.join(device)
         for trunk in (trunk for _, trunk in model.thawed.items()):
             trunk.size, trunk.in_half = self.plan.microbatch, computes_in_half(self.plan.precision, device)
+        for head in model.decoders.values():
+            head.size = self.plan.microbatch
+            head.in_half(computes_in_half(self.plan.precision, device))
+        self.parts = model.learned()
         self.average = average_of(model)
         self.best: dict[str, Tensor] = {}
         self.generator = torch.Generator().manual_seed(self.spec.seed)
@@ -105,11 +95,15 @@ class Trainer:
             self._save()
             on_epoch(epoch)
         take(self.model, self.best)
+        for head in self.model.decoders.values():
+            head.in_half(False)
+        self._let_learn(None)
         self.model.eval()
         return self.history
 
     def _epoch(self, number: int) -> Epoch:
         self.model.train()
+        self._let_learn(stage_of(self.plan.stages, number))
         self.objective.start()
         torch.manual_seed(((self.spec.seed * 10_007 + number) * 1_009 + self.ranks.rank) % 2**63)
         order = torch.randperm(len(self.train), generator=self.generator)
@@ -127,6 +121,12 @@ class Trainer:
         loss, score = self.ranks.agree(loss, self.device), self.ranks.agree(score, self.device)
         return Epoch(number, total / len(parts), loss, means, terms, gradients, score)
 
+    def _let_learn(self, parts: Collection[Trained] | None) -> None:
+        """Give gradients to some parts of the model only, to all if None."""
+        for part, parameters in self.parts.items() if self.plan.stages else ():
+            for parameter in parameters:
+                parameter.requires_grad_(parts is None or part in parts)
+
     def _parts(self, order: Tensor) -> list[Tensor]:
         """Rows of each step; where a backbone is trained, those of a step are of like length."""
         size, lengths = self.plan.batch_size, self.train.lengths if self.model.thawed.names else None
@@ -142,7 +142,7 @@ class Trainer:
         batch = self.train.batch(self.ranks.mine(rows), epoch).to(self.device)
         batch = hide(batch, self.ranks.mine(drop))
         with self._precision():
-            outputs = self.model(batch.inputs) if mixing is None else self.model(batch.inputs, mixing)
+            outputs = self.model(batch.inputs, mixing, batch.targets)
             found = terms(self.model, outputs, batch, self.blend, mixing)
         losses = Losses.of(found, tuple(self.spec.outputs), self.ranks)
         if not all(map(math.isfinite, losses.means.values())):

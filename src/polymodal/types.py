@@ -7,7 +7,7 @@ Shape letters, used in every file:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -83,6 +83,14 @@ class Masked:
         at = self.at.new_zeros(len(rows), *self.at.shape[1:])
         at[rows] = self.at
         return type(self)(values, mask, at)
+
+    def filled(self) -> Self:
+        """One real position of zeros in each absent row, for what must see no absent row."""
+        gone = ~self.present[:, None]
+        first = torch.arange(self.mask.shape[1], device=self.mask.device) == 0
+        values = self.values.masked_fill(gone.reshape(-1, *[1] * (self.values.ndim - 1)), 0)
+        at = None if self.at is None else self.at.masked_fill(gone[..., None], 0.0)
+        return type(self)(values, self.mask | (gone & first), at)
 
     def split(self) -> list[Masked]:
         """One Masked per row, each (1, n, ...), cut after its last real position (n >= 1)."""
@@ -186,11 +194,13 @@ class Fused:
         tokens: input name -> (B, T, D), each input's tokens after they have seen the others, positions kept.
         weights: (B, M) how much each input, in the fusion's order of names, counted for each sample
             (absent: 0, rows sum to 1), from fusions that weigh; else None.
+        given: input name -> as it came to the model, for heads that read an input word for word.
     """
 
     pooled: Tensor
     tokens: dict[str, Masked]
     weights: Tensor | None = None
+    given: Mapping[str, Masked] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

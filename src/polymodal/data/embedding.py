@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import shutil
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
@@ -272,12 +271,8 @@ class Embedder:
             backbone = self.backbone(name)
             if backbone is None:
                 continue
-            for weights in (PACKAGED[file] for file in backbone.packaged):
-                root = Path(str(weights.find()).removesuffix(weights.file))
-                for file in (weights.file, *weights.companions):
-                    target = folder / weights.package / file
-                    target.parent.mkdir(parents=True, exist_ok=True)
-                    shutil.copyfile(root / file, target)
+            for file in backbone.packaged:
+                PACKAGED[file].copy(folder)
             if backbone.hub is not None and not (folder / hub_place(backbone.hub)).is_dir():
                 hub.copy_model(backbone.hub, folder)
 

@@ -19,16 +19,10 @@ from pathlib import Path
 
 from polymodal.data.shards import read_shard
 from polymodal.data.shelf import Shelf
+from polymodal.disk import cache_folder as cache_folder
 from polymodal.errors import SpecError
 
 _IN_USE: weakref.WeakSet[Shelf] = weakref.WeakSet()
-
-
-def cache_folder() -> Path:
-    """The default folder: $POLYMODAL_CACHE, else $XDG_CACHE_HOME/polymodal, else ~/.cache/polymodal."""
-    if chosen := os.environ.get("POLYMODAL_CACHE"):
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "polymodal"
 
 
 def cache_limit() -> int:

@@ -34,9 +34,11 @@ from polymodal.metrics.classes import (
     one_hot,
     per_class,
 )
+from polymodal.metrics.ngrams import bleu, cider, words
 from polymodal.metrics.numbers import bootstrap, mae, r2, rmse
 from polymodal.metrics.ranking import Ranking, ranked
 from polymodal.metrics.spans import Counts, Spans, averages, of_counts, right, span_counts, spans_of
+from polymodal.metrics.texts import exact_match, per_row, rouge_l, text_scores, token_f1, vqa_accuracy
 
 __all__ = [
     "LOWER_IS_BETTER",
@@ -49,8 +51,10 @@ __all__ = [
     "average_precision",
     "averages",
     "balanced_accuracy",
+    "bleu",
     "bootstrap",
     "brier",
+    "cider",
     "conformal_bound",
     "confusion",
     "counts_of",
@@ -58,6 +62,7 @@ __all__ = [
     "defined",
     "divide",
     "ece",
+    "exact_match",
     "fit_temperature",
     "gaussian_nll",
     "higher_is_better",
@@ -71,12 +76,18 @@ __all__ = [
     "of_counts",
     "one_hot",
     "per_class",
+    "per_row",
     "pinball",
     "r2",
     "ranked",
     "reliability",
     "right",
     "rmse",
+    "rouge_l",
     "span_counts",
     "spans_of",
+    "text_scores",
+    "token_f1",
+    "vqa_accuracy",
+    "words",
 ]

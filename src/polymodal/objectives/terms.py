@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from polymodal.data.loader import Prepared
-from polymodal.model import Mixing, Model
+from polymodal.mixing import Mixing
+from polymodal.model import Model
 from polymodal.ranks import Ranks
 from polymodal.spec import Spec
 from polymodal.task import Task, VectorTask
@@ -178,15 +179,17 @@ def measure(
     outputs, targets = list[Tensor](), list[Masked]()
     for rows in prepared.parts(EVALUATION_BATCH):
         batch = prepared.batch(rows).to(device)
-        for label, n, name, output, target in answers(model.spec, model(batch.inputs), batch):
+        found = model(batch.inputs, targets=batch.targets)
+        for label, n, name, output, target in answers(model.spec, found, batch):
             loss, count = model.spec.outputs[n].loss(output, target).float(), target.present.sum()
             parts.setdefault(label, []).append(torch.stack([loss, count.float()]))
             if n == scored and name is None:
-                outputs.append(output.cpu())
+                free = model(batch.inputs).decoded[n] if model.spec.outputs[n].forced else output
+                outputs.append(free.cpu())
                 targets.append(target.to("cpu"))
     means = {}
-    for label, found in parts.items():
-        losses, counts = torch.stack(found).cpu().double().unbind(1)
+    for label, some in parts.items():
+        losses, counts = torch.stack(some).cpu().double().unbind(1)
         means[label] = float((losses * counts).sum() / counts.sum().clamp(min=1))
     if scored is None:
         return means, {}

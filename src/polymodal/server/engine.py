@@ -252,7 +252,7 @@ def _bounded(part: Modality, max_pixels: int) -> Modality:
 
 def _head(bundle: Bundle) -> Answering:
     """From inputs to raw answers by task, in the fastest way there is for this model here."""
-    if bundle.device.type == "cpu":
+    if bundle.device.type == "cpu" and not bundle.model.decoders:
         try:
             return answerer(bundle.model, cache_folder() / "graphs")
         except SpecError as error:

@@ -87,6 +87,11 @@ def trace_on(model: Model, samples: Samples) -> Traced:
     Raises:
         SpecError: a part does what ONNX cannot hold.
     """
+    if model.decoders:
+        raise SpecError(
+            f"outputs {list(model.decoders)} must do without a language model to become an ONNX graph. Serve the "
+            "bundle instead, with polymodal serve."
+        )
     tensors = flat(samples.draw(3, 2.0))  # an axis of one position may be traced as a constant
     outputs = [f"{n}.output" for n in model.spec.outputs]
     axes: dict[str, dict[int, str]] = {n: {0: "batch"} for n in (*tensors, *outputs)}

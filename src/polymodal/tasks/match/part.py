@@ -21,7 +21,7 @@ from polymodal.part import Modality
 from polymodal.task import Task
 from polymodal.tasks.match.head import MatchHead
 from polymodal.tasks.match.locked import check_locked, faults_beside
-from polymodal.tasks.match.retrieval import Direction, composed, directions, means
+from polymodal.tasks.match.retrieval import Direction, composed, directions, means, share
 from polymodal.types import Masked
 from polymodal.values import is_missing, parse_category
 
@@ -56,7 +56,6 @@ class Match(Task):
     """
 
     model_config = ConfigDict(serialize_by_alias=True)
-    unfused: ClassVar[bool] = True
     foretells: ClassVar[bool] = False
 
     type: Literal["match"] = "match"
@@ -98,6 +97,11 @@ class Match(Task):
             raise ValueError(f"compose must have three sides or more, got {list(self.names)}. Leave it out.")
 
     @property
+    def unfused(self) -> bool:
+        """Sides meet in the space, not before."""
+        return True
+
+    @property
     def fixed(self) -> tuple[str, ...]:
         """The locked inputs."""
         return self.locked
@@ -122,7 +126,7 @@ class Match(Task):
         """The column that says which rows belong together, if there is one."""
         return () if self.column is None else (self.column,)
 
-    def within(self, inputs: Mapping[str, Modality]) -> Self:
+    def within(self, inputs: Mapping[str, Modality], alone: bool = True) -> Self:
         """A copy that knows its sides.
 
         Raises:
@@ -278,7 +282,7 @@ class Match(Task):
             return None
         ranks = np.stack([direction.ranking.rank for direction in found])
         hit, known = ranks <= 1, ~np.isnan(ranks)
-        return lambda rows: metrics.mean(_share(hit[:, rows], known[:, rows]))
+        return lambda rows: metrics.mean(share(hit[:, rows], known[:, rows]))
 
     def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
         """JSON-able tables: scores of each query and gallery, of all other sides as a query, and of each width."""
@@ -292,9 +296,3 @@ class Match(Task):
             widths = (*self.matryoshka, output.shape[-1])
             tables["widths"] = [{"width": n, **means(self._directions(output, target, n))} for n in widths]
         return tables
-
-
-def _share(hit: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Share of the known cells of each row (D, n) that are hits, NaN where none is known. (D,)."""
-    count = known.sum(1)
-    return np.where(count > 0, metrics.divide(hit.sum(1), count), np.nan)

@@ -84,3 +84,9 @@ def means(found: Sequence[Direction]) -> dict[str, float]:
     scores = [direction.ranking.scores() for direction in found]
     names = scores[0] if scores else ()
     return metrics.defined({name: metrics.mean(np.array([score[name] for score in scores])) for name in names})
+
+
+def share(hit: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Share of the known cells of each row (D, n) that are hits, NaN where none is known. (D,)."""
+    count = known.sum(1)
+    return np.where(count > 0, metrics.divide(hit.sum(1), count), np.nan)

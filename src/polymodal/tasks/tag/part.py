@@ -86,7 +86,7 @@ class Tag(Task):
             raise SpecError("tag must know its types before it is used, got none. Call fit, or give types.")
         return schemes.names(self.types, self.scheme)
 
-    def within(self, inputs: Mapping[str, Modality]) -> Self:
+    def within(self, inputs: Mapping[str, Modality], alone: bool = True) -> Self:
         """A copy that knows its input, and whether there are others."""
         worded = [name for name, part in inputs.items() if part.worded]
         if self.input is None and len(worded) != 1:

@@ -2,57 +2,31 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import BeforeValidator, Field, StrictBool, StrictFloat, StrictInt, StrictStr, field_validator
-from torch import Tensor
+from pydantic import BeforeValidator, Field, field_validator
+from torch import Tensor, nn
 from torch.nn import functional
 
 from polymodal import metrics
+from polymodal.decoder.labels import LabelHead
+from polymodal.decoder.spoken import Spoken
 from polymodal.errors import DataError, SpecError, suggest
 from polymodal.task import VectorTask
+from polymodal.tasks.classify.labels import Label, distinct, label_text, text_keys
 from polymodal.types import Masked
-from polymodal.values import is_missing, parse_category
-
-Label = StrictBool | StrictInt | StrictFloat | StrictStr
+from polymodal.values import is_missing
 
 
-def label_text(value: Any) -> str:
-    """Text by which labels are compared: 1, 1.0 and "1" are one class, and so are true, "true" and "True".
-
-    Other texts are compared as they stand, without the space around them ("01" is not "1").
-
-    Raises:
-        DataError: the value cannot be a label.
-    """
-    value = value.item() if isinstance(value, np.generic) else value
-    if (isinstance(value, float) and not math.isfinite(value)) or not isinstance(value, str | bool | int | float):
-        raise DataError(
-            f"label must be a text, a finite number or a boolean, got {value!r} ({type(value).__name__}). "
-            f"Mend the cell, or choose another task for this column."
-        )
-    text = parse_category(value) or ""
-    return text.lower() if text.lower() in ("true", "false") else text
-
-
-def _text_keys(value: Any) -> Any:
-    return {label_text(key): weight for key, weight in value.items()} if isinstance(value, Mapping) else value
-
-
-def _order(label: Label) -> tuple[bool, float, bool, str]:
-    """Numbers and booleans by value, whole ones first, then texts."""
-    if isinstance(label, str):
-        return (True, 0.0, False, label)
-    return (False, float(label), isinstance(label, float), "")
-
-
-class Classify(VectorTask):
+class Classify(Spoken, VectorTask):
     """One of K classes per sample, by cross-entropy. Output (B, K): logits; target (B, 1): index of the class.
+
+    With a ``decoder``, a language model reads the inputs, and a class's logit is the log-likelihood of its text as the
+    answer.
 
     Attributes:
         classes: the labels as they came, so that a prediction gives back 1 and not "1". Found by `fit` (sorted) when
@@ -76,7 +50,7 @@ class Classify(VectorTask):
         Literal["none", "balanced"]
         | Annotated[
             dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]],
-            BeforeValidator(_text_keys),
+            BeforeValidator(text_keys),
         ]
     ) = "none"
     label_smoothing: float = Field(default=0.05, ge=0, lt=1)
@@ -115,9 +89,10 @@ class Classify(VectorTask):
                 f"target must have at least two classes, got {got}. "
                 f"Add rows of another class, or choose another target column."
             )
-        task = self if self.classes else self.model_copy(update={"classes": _classes(labels)})
+        task = self if self.classes else self.model_copy(update={"classes": distinct(labels)})
         task.collate(labels)
-        return task.model_copy(update={"weights": task._weigh(counts)})
+        told = {} if self.decoder is None else {"decoder": self.decoder.fitted()}
+        return task.model_copy(update={"weights": task._weigh(counts), **told})
 
     def _weigh(self, counts: Counter[str]) -> tuple[float, ...]:
         """Factor of each class in the loss, () where all are 1."""
@@ -149,6 +124,12 @@ class Classify(VectorTask):
             )
         mask = torch.tensor([not is_missing(value) for value in values], dtype=torch.bool)
         return Masked(torch.tensor(index, dtype=torch.long).view(-1, 1), mask.view(-1, 1))
+
+    def head(self, dim: int) -> nn.Module:
+        """A linear map of the pooled vector, or a language model that reads the classes."""
+        if self.decoder is None:
+            return super().head(dim)
+        return LabelHead(self.decoder, dim, self.verbatim, [label_text(label) for label in self.classes])
 
     def loss(self, output: Tensor, target: Masked) -> Tensor:
         """Mean weighted cross-entropy over labelled rows, in nats."""
@@ -278,15 +259,3 @@ class Classify(VectorTask):
             return task
         p = task.probabilities(output[rows]).numpy()[np.arange(len(true)), true]
         return task.model_copy(update={"set_threshold": max(0.0, -metrics.conformal_bound(-p, self.coverage))})
-
-
-def _classes(labels: Sequence[Any]) -> tuple[Label, ...]:
-    """Distinct labels, sorted; of equal ones (1, 1.0, "1") the first in sorting order."""
-    found: dict[str, Label] = {}
-    for raw in labels:
-        label = raw.item() if isinstance(raw, np.generic) else raw
-        label = label.strip() if isinstance(label, str) else label
-        text = label_text(label)
-        if text not in found or _order(label) < _order(found[text]):
-            found[text] = label
-    return tuple(sorted(found.values(), key=_order))

@@ -1,0 +1,149 @@
+"""The heads that a language model is: what it is asked about a row, and what it says of it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from polymodal.decoder.settings import COUNTS, RANK, Decoder
+from polymodal.decoder.template import FUSED
+from polymodal.nn.blocks import Named
+from polymodal.nn.language.model import Language
+from polymodal.nn.lowrank import add_low_rank
+from polymodal.nn.project import Projector
+from polymodal.settings import Trained
+from polymodal.types import Fused, Masked
+
+ALPHA = 16.0
+
+
+class Held:
+    """A language model that is no part of a module's state: its frozen weights are shared, also by copies.
+
+    Attributes:
+        exact: with weights in float32.
+        fast: with frozen weights in bfloat16, while that is wanted.
+    """
+
+    def __init__(self, exact: Language, fast: Language | None = None) -> None:
+        self.exact, self.fast = exact, fast
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with modules of its own, frozen weights shared; what is trained is copied once, with its owner."""
+        return type(self)(_copied(self.exact, memo), None if self.fast is None else _copied(self.fast, memo))
+
+
+class DecoderHead(nn.Module):
+    """A language model that is asked about each row by a prompt of words and soft tokens.
+
+    Args:
+        plan: of the decoder, its prompt known.
+        dim: D.
+        verbatim: inputs whose very words stand in the prompt.
+        seed: of the low-rank changes.
+
+    Attributes:
+        size: rows that go through the language model together where gradients are wanted; 0 for all.
+    """
+
+    def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...], seed: int = 0) -> None:
+        super().__init__()
+        self.plan, self.verbatim, self.size = plan, frozenset(verbatim), 0
+        language = plan.language().private()
+        soft = [piece.input for piece in plan.pieces if piece.input and piece.input not in self.verbatim]
+        count = plan.count or COUNTS[plan.projector]
+        norm = math.sqrt(language.width) * float(language.net.get_input_embeddings().weight.detach().float().std())
+        self.projectors = Named({n: Projector(_kind(plan, n), dim, language.width, count, norm) for n in soft})
+        if plan.adapt == "lora":
+            changes = add_low_rank(language.net, plan.rank or RANK, ALPHA, seed)
+            self.changes = nn.ParameterDict(
+                {f"{place} {part}": getattr(layer, part)
+                 for place, (_, layer) in enumerate(sorted(changes.items())) for part in ("down", "up")}
+            )  # fmt: skip
+        if plan.adapt == "all":
+            language = language.with_net(copy.deepcopy(language.net).requires_grad_(True))
+            self.net = language.net
+        self._held = Held(language)
+        before, after = language.vocabulary.around(plan.system, plan.chat)
+        self._before, self._after = tuple(before), tuple(after)
+
+    @property
+    def language(self) -> Language:
+        """The language model, with what was changed in it."""
+        return self._held.fast or self._held.exact
+
+    @property
+    def parts(self) -> dict[Trained, list[nn.Parameter]]:
+        """What is trained, by the parts that a stage can name."""
+        changed = list(self.net.parameters()) if self.plan.adapt == "all" else []
+        changed = list(self.changes.values()) if self.plan.adapt == "lora" else changed
+        return {"projector": list(self.projectors.parameters()), "language": changed}
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move the language model, too."""
+        super()._apply(fn, recurse)
+        for language in filter(None, (self._held.exact, self._held.fast)):
+            language.net._apply(fn)
+        return self
+
+    def in_half(self, wanted: bool) -> None:
+        """Let the frozen weights of the language model be bfloat16, or float32; what is trained stays float32."""
+        if self.plan.adapt != "all":
+            self._held.fast = self._held.exact.in_half() if wanted else None
+
+    def prompts(self, fused: Fused) -> Masked:
+        """What the language model is asked, as embeddings (B, L, W); real where there is something to read.
+
+        Args:
+            fused: with the inputs' tokens, and as ``given`` the words of those that are read word for word.
+        """
+        rows, parts = len(fused.pooled), [self._words(self._before, fused)]
+        for piece in self.plan.pieces:
+            if piece.text:
+                parts.append(self._words(self.language.vocabulary.ids(piece.text), fused))
+            elif piece.input == FUSED:
+                whole = torch.ones(rows, 1, dtype=torch.bool, device=fused.pooled.device)
+                parts.append(self.projectors[FUSED](Masked(fused.pooled[:, None], whole)))
+            elif piece.input in self.verbatim:
+                x = fused.given.get(piece.input)
+                parts += [] if x is None else [Masked(self.language.embed(x.values.masked_fill(~x.mask, 0)), x.mask)]
+            elif piece.input in fused.tokens:
+                parts.append(self.projectors[piece.input](fused.tokens[piece.input]))
+        parts.append(self._words(self._after, fused))
+        dtype = parts[0].values.dtype
+        whole = Masked(torch.cat([x.values.to(dtype) for x in parts], 1), torch.cat([x.mask for x in parts], 1))
+        return whole if self.plan.truncate == "error" else _newest(whole, self.language.context - self.room)
+
+    @property
+    def room(self) -> int:
+        """Positions that are kept free for the answer."""
+        return 1
+
+    def _words(self, ids: list[int] | tuple[int, ...], fused: Fused) -> Masked:
+        """The same words in each row."""
+        rows, device = len(fused.pooled), fused.pooled.device
+        told = self.language.embed(torch.tensor([list(ids)], dtype=torch.long, device=device))
+        return Masked(told.expand(rows, -1, -1), torch.ones(rows, len(ids), dtype=torch.bool, device=device))
+
+
+def _copied(language: Language, memo: dict[int, Any]) -> Language:
+    for tensor in (*language.net.parameters(), *language.net.buffers()):
+        if not tensor.requires_grad:
+            memo.setdefault(id(tensor), tensor)
+    return language.with_net(copy.deepcopy(language.net, memo))
+
+
+def _kind(plan: Decoder, name: str) -> Any:
+    """The projector of a place: one vector needs no choice or rearrangement of tokens."""
+    return "mlp" if name == FUSED and plan.projector in ("resampler", "shuffle") else plan.projector
+
+
+def _newest(x: Masked, most: int) -> Masked:
+    """No more than ``most`` real positions of each row, the last ones."""
+    behind = x.mask.flip(1).cumsum(1).flip(1)
+    return Masked(x.values, x.mask & (behind <= most))

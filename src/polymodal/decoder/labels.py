@@ -1,0 +1,72 @@
+"""LabelHead: reads how probable each of several labels is as an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polymodal.decoder.head import DecoderHead
+from polymodal.decoder.settings import Decoder
+from polymodal.errors import SpecError
+from polymodal.nn.language.tree import Tree
+from polymodal.types import Fused, Masked
+
+
+class LabelHead(DecoderHead):
+    """`Fused` -> log-likelihood of each of K labels, their end token included (B, K).
+
+    Args:
+        plan: of the decoder.
+        dim: D.
+        verbatim: inputs whose very words stand in the prompt.
+        labels: the K texts.
+
+    Raises:
+        SpecError: a label has no token, or two have the same.
+    """
+
+    def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...], labels: Sequence[str]) -> None:
+        super().__init__(plan, dim, verbatim)
+        self.tree = Tree(label_ids(self.language.vocabulary.ids, labels), self.language.vocabulary.end)
+
+    @property
+    def room(self) -> int:
+        """Positions that the labels take."""
+        return self.tree.longest
+
+    def forward(self, fused: Fused) -> Tensor:
+        """Score the labels; no target is needed to learn from the scores."""
+        prompts = self.prompts(fused)
+        if not self.size or not torch.is_grad_enabled():
+            return self._scores(prompts.values, prompts.mask)
+        parts = zip(prompts.values.split(self.size), prompts.mask.split(self.size), strict=True)
+        return torch.cat([checkpoint(self._scores, *part, use_reentrant=False) for part in parts])  # pyright: ignore
+
+    def _scores(self, values: Tensor, mask: Tensor) -> Tensor:
+        return self.tree.scores(self.language, Masked(values, mask), self.plan.checkpointing)
+
+
+def label_ids(ids_of: Callable[[str], list[int]], labels: Sequence[str]) -> list[list[int]]:
+    """Token ids of labels.
+
+    Args:
+        ids_of: from a text to its token ids.
+        labels: texts.
+
+    Raises:
+        SpecError: a label has none, or two have the same.
+    """
+    found = [ids_of(label) for label in labels]
+    for label, ids in zip(labels, found, strict=True):
+        if not ids:
+            raise SpecError(f"classes must be made of tokens of the language model, got {label!r}, which has none.")
+    for i, ids in enumerate(found):
+        if ids in found[:i]:
+            first = labels[found.index(ids)]
+            raise SpecError(
+                f"classes must differ in the tokens of the language model, got {first!r} and {labels[i]!r}. Rename one."
+            )
+    return found

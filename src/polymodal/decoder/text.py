@@ -1,0 +1,81 @@
+"""TextHead: answers in words."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from polymodal.decoder.head import DecoderHead
+from polymodal.decoder.settings import Decoder
+from polymodal.nn.language.decode import Decoding, say
+from polymodal.nn.language.losses import answer_loss
+from polymodal.types import Fused, Masked
+
+NOTHING = -1
+"""Stands in a raw output behind the end of an answer."""
+
+
+class TextHead(DecoderHead):
+    """`Fused` -> what is said of each row, as token ids (B, L) behind their score; with targets, what these cost (B,).
+
+    Args:
+        plan: of the decoder.
+        dim: D.
+        verbatim: inputs whose very words stand in the prompt.
+        decoding: how answers are made.
+    """
+
+    def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...], decoding: Decoding) -> None:
+        super().__init__(plan, dim, verbatim)
+        self.decoding = decoding
+
+    @property
+    def room(self) -> int:
+        """Positions that are kept free for the answer."""
+        return self.decoding.tokens
+
+    def forward(self, fused: Fused, target: Masked | None = None) -> Tensor:
+        """Answer, or tell what the wanted answers cost.
+
+        Args:
+            fused: of B rows.
+            target: (B, N) token ids of wanted answers, their end token included, as `Generate.collate` makes them.
+
+        Returns:
+            Without targets (B, 1 + L) float64: the log-probability of what is said, and its token ids, `NOTHING` behind
+            their end. With targets (B,): negative log-likelihood of each row's answer in nats, 0 where there is none.
+        """
+        prompts = self.prompts(fused)
+        if target is None:
+            return self._said(prompts)
+        rows = target.present.nonzero().flatten()
+        costs = prompts.values.new_zeros(len(prompts), dtype=torch.float32)
+        if not len(rows):
+            return costs + 0 * prompts.values.float().sum()
+        size = self.size or len(rows)
+        parts = [self._costs(prompts, target, some) for some in rows.split(size)]
+        return costs.index_put((rows,), torch.cat(parts).float())
+
+    def _costs(self, prompts: Masked, target: Masked, rows: Tensor) -> Tensor:
+        """What the answers of some rows cost; with a ``size``, all is computed again for the gradient."""
+        answers = [ids[real] for ids, real in zip(target.values[rows], target.mask[rows], strict=True)]
+
+        def run(values: Tensor) -> Tensor:
+            asked = Masked(values, prompts.mask[rows])
+            return answer_loss(
+                self.language, asked, answers, packed=self.plan.packed, checkpointing=self.plan.checkpointing
+            )
+
+        if self.size and torch.is_grad_enabled():
+            return checkpoint(run, prompts.values[rows], use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return run(prompts.values[rows])
+
+    def _said(self, prompts: Masked) -> Tensor:
+        said = say(self.language, prompts, self.decoding)
+        longest = max((len(one.ids) for one in said), default=0)
+        found = torch.full((len(said), 1 + longest), float(NOTHING), dtype=torch.float64)
+        for row, one in zip(found, said, strict=True):
+            row[0] = one.score
+            row[1 : 1 + len(one.ids)] = torch.tensor(one.ids, dtype=torch.float64)
+        return found.to(prompts.mask.device)

@@ -1,0 +1,1 @@
+"""A causal language model with its tokenizer: loading, reading, saying."""

@@ -1,0 +1,97 @@
+"""Vocabulary: the tokenizer of a language model, and how it is spoken to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+MARK = "\ufffc"
+"""Stands for what a user says while a chat template is laid around it."""
+
+BROKEN = "\ufffd"
+"""What the bytes of a character become before all of them are there."""
+
+
+class Vocabulary:
+    """A fast tokenizer of transformers with the tokens that frame what is said.
+
+    Args:
+        tokenizer: loaded with its model.
+        ends: ids that end an answer, by the model's own settings.
+
+    Attributes:
+        ends: every id that ends an answer.
+        end: the one that closes an answer in training: that of the chat template, where there is one.
+        pad: fills what is not real; an end token where the model has none of its own.
+    """
+
+    def __init__(self, tokenizer: Any, ends: Sequence[int]) -> None:
+        self._tokenizer, self._plain = tokenizer, copy.deepcopy(tokenizer.backend_tokenizer)
+        self._plain.no_padding()
+        self._plain.no_truncation()
+        self._framed = copy.deepcopy(self._plain)
+        self._plain.encode_special_tokens = True  # what a user writes is never taken for a special token
+        self.end = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends[0])
+        self.ends = frozenset({self.end, *ends})
+        self.pad = int(self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of a text as it is written."""
+        return list(self._plain.encode(text, add_special_tokens=False).ids)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """What ids say, special tokens left out."""
+        return self._plain.decode(list(ids), skip_special_tokens=True)
+
+    def around(self, system: str | None, chat: bool) -> tuple[list[int], list[int]]:
+        """Token ids that stand before and behind what a user says.
+
+        Args:
+            system: what the model is told first; None for what its template says by itself.
+            chat: whether the chat template is used, if there is one.
+        """
+        before, after = self._frame(system) if chat and self._tokenizer.chat_template else ("", "")
+        first = self._tokenizer.bos_token or ""
+        if not before and getattr(self._tokenizer, "add_bos_token", False):
+            before = first
+        return self._special(before), self._special(after)
+
+    def _frame(self, system: str | None) -> tuple[str, str]:
+        told = [] if system is None else [{"role": "system", "content": system}]
+        asked = [*told, {"role": "user", "content": MARK}]
+        framed = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        before, _, after = framed.partition(MARK)
+        return before, after
+
+    def _special(self, text: str) -> list[int]:
+        return list(self._framed.encode(text, add_special_tokens=False).ids)
+
+
+class Spelling:
+    """Text of tokens that come one by one; what the next token may still change is held back.
+
+    Args:
+        vocabulary: of the tokens.
+
+    Attributes:
+        text: all that is certain so far.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary, self.text = vocabulary, ""
+        self._ids = list[int]()
+
+    def add(self, token: int) -> str:
+        """What is certain now and was not before."""
+        self._ids.append(token)
+        whole = self.vocabulary.text(self._ids)
+        return "" if whole.endswith(BROKEN) else self._grow(whole)
+
+    def finish(self) -> str:
+        """The rest, also of a character that stays incomplete."""
+        return self._grow(self.vocabulary.text(self._ids))
+
+    def _grow(self, whole: str) -> str:
+        new, self.text = whole[len(self.text) :], whole
+        return new
