@@ -237,7 +237,7 @@ def test_a_query_that_says_nothing_is_refused(made, query, said):
 
 
 def test_a_count_or_a_vector_that_makes_no_sense_is_refused(made):
-    with pytest.raises(pm.DataError, match="count must be 1 or more, got 0"):
+    with pytest.raises(pm.DataError, match="count must be a whole number of 1 or more, got 0"):
         made.find({"text": "a"}, 0)
     with pytest.raises(pm.DataError, match=r"must be of shape \(Q, 8\), got \(1, 3\)"):
         made.search(np.ones((1, 3), np.float32))

@@ -55,3 +55,11 @@ def test_stretches_of_a_text():
     assert spanned([[{"start": 0, "end": 2}]], {"text": texts[:1]}) is None
     assert spanned([[{"start": True, "end": 2, "type": "x"}]], {"text": texts[:1]}) is None
     assert spanned([[], []], {"text": texts[:2]}) is None
+
+
+def test_a_few_broken_rows_do_not_hide_what_a_column_holds():
+    texts = ["EU rejects"] * 20
+    spans = [[{"start": 0, "end": 2, "type": "org"}]] * 19
+    assert spanned([*spans, [{"start": 0, "end": 99, "type": "org"}]], {"text": texts}) == "text"
+    assert spanned([*spans, [{"start": "0", "end": 2}]], {"text": texts}) == "text"
+    assert spanned([*spans[:9], *[[{"start": 0, "end": 99, "type": "org"}]] * 11], {"text": texts}) is None

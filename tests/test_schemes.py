@@ -31,46 +31,23 @@ def rows(draw):
 @settings(deadline=None, max_examples=150, derandomize=True, database=None)
 def test_spans_survive_every_scheme(cases, scheme):
     written = [schemes.tags(found, length, scheme) for found, length in cases]
-    for strict in (False, True):
-        assert [schemes.spans(row, scheme, strict=strict) for row in written] == [found for found, _ in cases]
-    told = schemes.detect(written)
-    assert [schemes.spans(row, told) for row in written] == [found for found, _ in cases], "also where it is misjudged"
+    for strict in (None, scheme):
+        assert [schemes.spans(row, strict) for row in written] == [found for found, _ in cases]
 
 
 def tagged(letters):
     return ["O" if x == "O" else f"{x[0]}-{x[1]}" for x in letters.split()]
 
 
-@pytest.mark.parametrize(
-    ("row", "scheme"),
-    [
-        ("Bp Ip O Bl", "IOB2"),
-        ("Ip Ip O Il", "IOB1"),
-        ("Ip Bp O Il", "IOB1"),
-        ("Ip Il O", "IOB1"),
-        ("Bp Ep O Sl", "IOBES"),
-        ("Sl O Sl", "IOBES"),
-        ("Bp Ip Lp O Ul", "BILOU"),
-        ("Ul", "BILOU"),
-        ("O O", "IOB2"),
-        ("Bp O Bl O Bp Ip O Ip", "IOB2"),
-        ("Ip O Il Ip Bp O Il Ip O Bl", "IOB1"),
-    ],
-)
-def test_schemes_are_told_apart(row, scheme):
-    assert schemes.detect([["O"], tagged(row), []]) == scheme
-
-
 def test_end_letters_without_begins_are_read_right():
     """IOE1 and IOE2."""
     for row, found in (("Ip Ep Ep O Il", [(0, 2), (2, 3), (4, 5)]), ("Ip Ep Ip Ip O", [(0, 2), (2, 4)])):
-        assert schemes.detect([tagged(row)]) == "IOBES"
-        assert [(span.first, span.stop) for span in schemes.spans(tagged(row), "IOBES")] == found
+        assert [(span.first, span.stop) for span in schemes.spans(tagged(row))] == found
 
 
-def test_mixed_schemes_are_refused():
-    with pytest.raises(DataError, match="one scheme among"):
-        schemes.detect([["B-x", "L-x", "S-x"]])
+def test_schemes_may_be_mixed_unless_one_is_asked_for():
+    row = tagged("Sp Bl Ll Ip Ul")
+    assert [(span.first, span.stop) for span in schemes.spans(row)] == [(0, 1), (1, 3), (3, 4), (4, 5)]
     with pytest.raises(DataError, match="prefix of IOB2"):
         schemes.spans(["S-x"], "IOB2")
 
@@ -87,17 +64,17 @@ def everything(scheme, length=3):
 @pytest.mark.parametrize("scheme", ["IOB1", "IOB2", "IOBES"])
 def test_broken_tags_are_read_as_seqeval_reads_them_by_default(scheme):
     for row in everything(scheme, 4 if scheme != "IOBES" else 3):
-        assert [(s.type, s.first, s.stop - 1) for s in schemes.spans(row, scheme)] == get_entities(row)
+        assert [(s.type, s.first, s.stop - 1) for s in schemes.spans(row)] == get_entities(row)
 
 
 @pytest.mark.parametrize("scheme", ["IOB2", "IOBES", "BILOU"])
 def test_broken_tags_are_left_out_as_seqeval_does_in_strict_mode(scheme):
     for row in everything(scheme):
         theirs = reference.Tokens(row, getattr(reference, scheme)).entities
-        ours = [(s.type, s.first, s.stop) for s in schemes.spans(row, scheme, strict=True)]
+        ours = [(s.type, s.first, s.stop) for s in schemes.spans(row, scheme)]
         assert ours == [(e.tag, e.start, e.end) for e in theirs]
-    assert schemes.spans(["O", "I-p", "O"], "IOB2") == [Span("p", 1, 2)]
-    assert schemes.spans(["O", "I-p", "O"], "IOB2", strict=True) == []
+    assert schemes.spans(["O", "I-p", "O"]) == [Span("p", 1, 2)]
+    assert schemes.spans(["O", "I-p", "O"], "IOB2") == []
 
 
 @every_scheme
@@ -105,7 +82,7 @@ def test_what_may_follow_is_what_a_scheme_writes(scheme):
     for row in everything(scheme):
         padded = ["O", *row, "O"]
         legal = all(schemes.may_follow(a, b, scheme) for a, b in itertools.pairwise(padded))
-        assert legal == (schemes.tags(schemes.spans(row, scheme), len(row), scheme) == row)
+        assert legal == (schemes.tags(schemes.spans(row), len(row), scheme) == row)
 
 
 def test_names_are_all_tags_of_the_types():
@@ -116,12 +93,12 @@ def test_names_are_all_tags_of_the_types():
 @pytest.mark.parametrize("tag", ["", "X-per", "b-per", "per", 3, None, "-per", "o", "BI-per"])
 def test_a_broken_tag_is_named(tag):
     with pytest.raises(DataError, match="tag must be 'O' or a prefix") as error:
-        schemes.spans([tag], "IOB2")
+        schemes.spans([tag])
     assert repr(tag) in str(error.value)
 
 
 def test_types_may_hold_hyphens_or_be_missing():
-    assert schemes.spans(["B-a-b", "I-a-b", "B", "I"], "IOB2") == [Span("a-b", 0, 2), Span("_", 2, 4)]
+    assert schemes.spans(["B-a-b", "I-a-b", "B", "I"]) == [Span("a-b", 0, 2), Span("_", 2, 4)]
 
 
 @pytest.mark.parametrize("found", [[Span("p", 0, 2), Span("p", 1, 3)], [Span("p", 2, 5)], [Span("p", 1, 1)]])

@@ -30,7 +30,7 @@ def written(seed, scheme):
     rng = np.random.default_rng(seed)
 
     def row(n):
-        return schemes.spans([rng.choice(["O", "B-per", "I-per", "B-loc", "I-loc", "I-org"]) for _ in range(n)], "IOB2")
+        return schemes.spans([rng.choice(["O", "B-per", "I-per", "B-loc", "I-loc", "I-org"]) for _ in range(n)])
 
     true, found = [], []
     for n in rng.integers(1, 9, 40):
@@ -45,7 +45,7 @@ def marked(rows, scheme):
     width = max(len(row) for row in rows)
     types, begins = np.full((len(rows), width), -1), np.zeros((len(rows), width), bool)
     for i, row in enumerate(rows):
-        for span in schemes.spans(row, scheme):
+        for span in schemes.spans(row):
             types[i, span.first : span.stop] = TYPES.index(span.type)
             begins[i, span.first] = True
     return metrics.spans_of(types, begins)

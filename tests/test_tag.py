@@ -80,14 +80,14 @@ def test_a_fitted_task_survives_json_and_fit_is_pure(head, scheme):
     assert plain.model_dump_json() == before
     assert Task.parse(json.loads(task.model_dump_json())) == task
     assert task.types == ("loc", "per")
-    assert task.written == "IOB2"
+    assert not task.entities
     assert task.words == pytest.approx(13 / 4)
     with pytest.raises(ValidationError):
         Task.parse({"type": "tag", "unheard": 1})
 
 
 def as_entities(value):
-    spans = schemes.spans(value.label, "IOB2")
+    spans = schemes.spans(value.label)
     return [{"start": value.value.starts[s.first], "end": value.value.end(s.stop - 1), "type": s.type} for s in spans]
 
 
@@ -100,7 +100,7 @@ FORMS = {
     "entities": as_entities,
     "JSON of entities": lambda value: json.dumps(as_entities(value)),
     **{
-        scheme: lambda value, scheme=scheme: schemes.tags(schemes.spans(value.label, "IOB2"), len(value.value), scheme)
+        scheme: lambda value, scheme=scheme: schemes.tags(schemes.spans(value.label), len(value.value), scheme)
         for scheme in ("IOB1", "IOBES", "BILOU")
     },
 }
@@ -114,10 +114,9 @@ def test_every_form_of_a_target_says_the_same(form, scheme):
     values = [value and Labelled(FORMS[form](value), value.value) for value in given()]
     other = Tag(input="words", scheme=scheme).fit(values)
     assert other.types == task.types
-    assert other.written == {"IOB1": "IOB1", "IOBES": "IOBES", "BILOU": "BILOU"}.get(
-        form, "spans" if "entities" in form else "IOB2"
-    )
-    again = other.collate(values)
+    assert other.entities == ("entities" in form)
+    again = task.collate(values)
+    assert torch.equal(other.collate(values).values, again.values), "whoever was fitted to another form reads it alike"
     assert target.values.dtype == torch.int16
     assert torch.equal(again.values, target.values)
     assert torch.equal(again.mask, target.mask)
@@ -142,7 +141,6 @@ def test_broken_tags_lose_no_span():
         (["O", "B-pe", "O"], "Did you mean 'per'?"),
         (["O", "Q-per", "O"], "got 'Q-per'"),
         (["O", None, "O"], "got None"),
-        (["O", "S-per", "O"], "prefix of IOB2"),
         ("[not json", "must be JSON"),
         ('{"a": 1}', "must be a list"),
         (7, "must be a list of tags"),
@@ -168,8 +166,7 @@ def test_entities_that_cut_a_word_are_refused_and_none_at_all_are_a_target():
     assert task.collate([Labelled([], sentence)]).values.tolist() == [[0, 0]]
     with pytest.raises(DataError, match="must not cut a word"):
         task.collate([Labelled([[0, 5, "per"]], sentence)])
-    with pytest.raises(DataError, match="all be tags or all be entities"):
-        Tag(input="words").fit([*values, *given()])
+    assert Tag(input="words").fit([*values, *given()]).types == task.types
 
 
 def test_what_a_target_says_of_words_that_were_cut_off_is_left_out():
@@ -322,15 +319,15 @@ def test_predictions_are_plain_and_keep_the_schemes_rules(head, scheme):
     for row, n in zip(rows, lengths, strict=True):
         assert list(row) == ["entities", "tags"]
         assert len(row["tags"]) == n
-        strict = schemes.spans(row["tags"], scheme, strict=True)
-        assert strict == schemes.spans(row["tags"], scheme), "no tag is where it must not be"
+        strict = schemes.spans(row["tags"], scheme)
+        assert strict == schemes.spans(row["tags"]), "no tag is where it must not be"
         assert [(e["type"], e["first"], e["stop"]) for e in row["entities"]] == strict
         assert all(0 < e["probability"] <= 1 for e in row["entities"])
         found += len(strict)
     assert found > 50
     free = alone(output, len(task.tags))[1].nan_to_num().argmax(2)
     broken = [[task.tags[i] for i in row[:n]] for row, n in zip(free, lengths, strict=True)]
-    assert any(schemes.spans(row, scheme, strict=True) != schemes.spans(row, scheme) for row in broken)
+    assert any(schemes.spans(row, scheme) != schemes.spans(row) for row in broken)
 
 
 @every_head
@@ -347,7 +344,7 @@ def test_a_spans_probability_is_that_of_all_sequences_that_hold_it(head, scheme)
         for t in range(1, n):
             scores = scores + chain[2:][index[:, t - 1], index[:, t]]
         p = scores.softmax(0)
-        held = [schemes.spans([task.tags[i] for i in path], scheme) for path in paths]
+        held = [schemes.spans([task.tags[i] for i in path]) for path in paths]
         answer = task.predict(output)[0]
         for entity in answer["entities"]:
             span = (entity["type"], entity["first"], entity["stop"])
@@ -724,7 +721,7 @@ def test_a_table_with_broken_rows_goes_all_the_way(tmp_path):
     spec_ = {"inputs": {"words": "test-spoken"}, "outputs": {"y": "tag"}, "dim": 8, "training": {"epochs": 1}}
     model = pm.fit(spec_, table, cache=False)
     told = " ".join(model.warnings)
-    assert "2 targets count as unlabelled, first: row 3: tags must be as many as the words, got 4 tags and 5" in told
+    assert "3 targets count as unlabelled, first: row 3: tags must be as many as the words, got 4 tags and 5" in told
     report = model.evaluate(sentences(40, 2))
     assert report.content["tasks"]["y"]["headline"] == "entity_f1"
     low, high = report.content["tasks"]["y"]["interval"]["entity_f1"]
@@ -736,3 +733,25 @@ def test_a_table_with_broken_rows_goes_all_the_way(tmp_path):
     json.dumps(list(before))
     again = pm.load(model.save(tmp_path / "model"))
     assert list(again.predict(rows)) == list(before)
+
+
+def test_a_target_without_a_word_is_refused_unless_it_says_nothing():
+    task = fitted()
+    assert not task.collate([Labelled([], None)]).present.any()
+    with pytest.raises(DataError, match="got 1 tags or entities and no word"):
+        task.collate([Labelled(["O"], None)])
+
+
+def test_a_conll_file_has_no_names_so_a_bundle_gives_it_its_own(tmp_path):
+    table = sentences(40)
+    spec_ = {
+        "inputs": {"said": {"type": "test-spoken", "column": "text"}},
+        "outputs": {"slots": {"type": "tag", "column": "y"}},
+        "dim": 8,
+        "training": {"epochs": 1},
+    }
+    model = pm.fit(spec_, {"text": table["words"], "y": table["y"]}, cache=False)
+    file = tmp_path / "more.conll"
+    pm.write_table({"words": table["words"], "tags": table["y"]}, file)
+    assert model.evaluate(file)["slots"] == model.evaluate({"text": table["words"], "y": table["y"]})["slots"]
+    assert list(model.predict(file)) == list(model.predict({"text": table["words"]}))

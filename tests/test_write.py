@@ -94,3 +94,32 @@ def test_what_is_no_conll(tmp_path, columns, said):
     with pytest.raises(DataError, match=said):
         pm.write_table(columns, tmp_path / "t.conll")
     assert not list(tmp_path.iterdir())
+
+
+def test_conll_tells_how_many_rows_have_no_place_in_it(tmp_path):
+    columns = {"words": [["EU"], [], ["so"], None], "tags": [["B-org"], [], ["O"], None]}
+    assert pm.write_table(columns, tmp_path / "t.conll") == 2
+    assert pm.write_table(columns, tmp_path / "t.jsonl") == 0
+    assert len(pm.Table.read(tmp_path / "t.conll")) == 2
+
+
+def test_words_that_look_like_comments_come_back_or_are_refused(tmp_path):
+    columns = {"words": [["Ada", "met"], ["#a=", "x"], ["# a = b"]], "tags": [["B-p", "O"], ["O", "O"], ["O"]]}
+    pm.write_table(columns, tmp_path / "t.conll")
+    back = pm.Table.read(tmp_path / "t.conll")
+    assert list(back.column("words")) == columns["words"]
+    for bad in ({"words": [["-DOCSTART-"]], "tags": [["O"]]}, {"words": [["# a"]]}):
+        with pytest.raises(DataError, match="takes for a comment"):
+            pm.write_table(bad, tmp_path / "t.conll")
+
+
+def test_conll_holds_the_tags_of_one_task(tmp_path):
+    columns = {"a.words": [["EU"]], "a.tags": [["O"]], "b.words": [["EU"]], "b.tags": [["B-org"]]}
+    with pytest.raises(DataError, match="must hold the tags of one task"):
+        pm.write_table(columns, tmp_path / "t.conll")
+
+
+def test_conll_is_an_ending_only_where_there_are_words(tmp_path):
+    with pytest.raises(DataError, match="It takes words and their tags only"):
+        pm.check_ending(tmp_path / "t.conll")
+    assert pm.check_ending(tmp_path / "t.conll", [".conll"])

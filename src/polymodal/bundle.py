@@ -12,7 +12,7 @@ import torch
 from polymodal.data.embedding import Embedder
 from polymodal.data.features import FeatureStore
 from polymodal.data.gather import Progress, silent
-from polymodal.data.loader import Prepared, prepare
+from polymodal.data.loader import Prepared, named_as, prepare
 from polymodal.data.table import Table
 from polymodal.devices import choose_device
 from polymodal.errors import BundleError, DataError, SpecError
@@ -89,7 +89,7 @@ class Bundle:
             DataError: the table cannot be read, or no input's column is in it.
             SpecError: explanations need a package that is not installed.
         """
-        rows, predictions = Table.read(table), Predictions()
+        rows, predictions = self._read(table), Predictions()
         for start in range(0, len(rows), CHUNK):
             chunk = rows.select(range(start, min(start + CHUNK, len(rows))))
             prepared = self._predict_chunk(chunk, predictions, start, strict, allow_paths)
@@ -102,6 +102,9 @@ class Bundle:
                 )  # fmt: skip
             progress("predict", min(start + CHUNK, len(rows)), len(rows))
         return predictions
+
+    def _read(self, table: Any) -> Table:
+        return named_as(self.spec, Table.read(table))
 
     def _predict_chunk(
         self, chunk: Table, predictions: Predictions, first: int, strict: bool, allow_paths: bool
@@ -141,7 +144,7 @@ class Bundle:
         """
         if seed is not None and seed < 0:
             raise SpecError(f"seed must be 0 or more, got {seed}.")
-        prepared = prepare(self.spec, Table.read(table), self.embedder, strict=strict, progress=progress).labelled()
+        prepared = prepare(self.spec, self._read(table), self.embedder, strict=strict, progress=progress).labelled()
         if not len(prepared):
             raise DataError(f"{prepared.report.source} must have labelled rows to evaluate on, got none.")
         return evaluate(self.model, prepared, self.device, self.spec.seed if seed is None else seed)
@@ -174,9 +177,9 @@ class Bundle:
             DataError: a table cannot be used, or nothing is labelled.
             SpecError: no task has the metric.
         """
-        table = Table.read(table)
+        table = self._read(table)
         prepared = prepare(self.spec, table, self.embedder, strict=strict, progress=progress)
-        learned = None if train is None else prepare(self.spec, Table.read(train), self.embedder, progress=progress)
+        learned = None if train is None else prepare(self.spec, self._read(train), self.embedder, progress=progress)
         from polymodal.diagnose.run import diagnose  # much code that fit and predict do without
 
         return diagnose(

@@ -15,6 +15,7 @@ from polymodal.data.source import Source
 from polymodal.data.table import Table
 from polymodal.part import Modality
 from polymodal.spec import Spec
+from polymodal.task import fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +64,10 @@ def inspect(
         if strict:
             report.refuse_broken()
     if spec is not None:
-        tasks = {name: task.fit(target_values(name, spec, table)) for name, task in spec.outputs.items()}
-        fitted = spec.model_copy(update={"outputs": tasks})
+        tasks = {name: fitted(name, task, target_values(name, spec, table)) for name, task in spec.outputs.items()}
+        whole = spec.model_copy(update={"outputs": tasks})
         for name in tasks:
-            read_targets(name, fitted, table, report)
+            read_targets(name, whole, table, report)
     named = {column for name, part in parts.items() for column in part.columns(name)}
     report.unused = tuple(column for column in table.columns if column not in named and column not in targets)
     return Inspection(guesses, spec, report)

@@ -52,8 +52,8 @@ def parts(tag: Any) -> tuple[str, str]:
     return prefix, kind or "_"
 
 
-def spans(row: Sequence[str], scheme: str, *, strict: bool = False) -> list[Span]:
-    """The spans that a row of tags stands for.
+def spans(row: Sequence[str], strict: str | None = None) -> list[Span]:
+    """The spans that a row of tags stands for, in whichever scheme.
 
     Tags that break their scheme still stand for spans: one opens at a word whose tag says so, and at one whose tag
     cannot go on with what stands before it (I-x after O, or after another type); it ends where the next tag cannot go
@@ -61,17 +61,17 @@ def spans(row: Sequence[str], scheme: str, *, strict: bool = False) -> list[Span
 
     Args:
         row: one tag per word.
-        scheme: one of `SCHEMES`.
-        strict: leave out each span whose tags are not what the scheme writes for it, as seqeval's mode "strict" does.
+        strict: one of `SCHEMES`: leave out each span whose tags are not what it writes for the span, as seqeval's mode
+            "strict" does.
 
     Raises:
-        DataError: a tag is not one of the scheme.
+        DataError: it holds something that is no tag, or none of the ``strict`` scheme.
     """
     found, before = list[Span](), (OUTSIDE, "")
     for i, tag in enumerate(row):
         prefix, kind = parts(tag)
-        if prefix != OUTSIDE and prefix not in PREFIXES[scheme]:
-            raise DataError(f"tag must be 'O' or have a prefix of {scheme}, got {tag!r}. Keep to one scheme.")
+        if strict is not None and prefix != OUTSIDE and prefix not in PREFIXES[strict]:
+            raise DataError(f"tag must be 'O' or have a prefix of {strict}, got {tag!r}. Keep to one scheme.")
         prefix = _COMMON.get(prefix, prefix)
         if prefix != OUTSIDE:
             if prefix in "BS" or kind != before[1] or before[0] in "ES":
@@ -79,9 +79,9 @@ def spans(row: Sequence[str], scheme: str, *, strict: bool = False) -> list[Span
             else:
                 found[-1] = found[-1]._replace(stop=i + 1)
         before = prefix, kind
-    if not strict:
+    if strict is None:
         return found
-    written = tags(found, len(row), scheme)
+    written = tags(found, len(row), strict)
     return [span for span in found if list(row[span.first : span.stop]) == written[span.first : span.stop]]
 
 
@@ -105,28 +105,6 @@ def tags(found: Iterable[Span], length: int, scheme: str) -> list[str]:
         row[span.first : span.stop] = [f"{letters.get(prefix, prefix)}-{span.type}" for prefix in prefixes]
         end, last = span.stop, span.type
     return row
-
-
-def detect(rows: Iterable[Sequence[str]]) -> str:
-    """The scheme of rows of tags: the one in which their spans would be written most nearly as they are.
-
-    IOB2 where several are alike, as for rows without any span. Tags of IOE1 and IOE2, which have no letter for a
-    begin, count as IOBES, where `spans` reads them right.
-
-    Raises:
-        DataError: no scheme has all of the prefixes.
-    """
-    rows = list(rows)
-    seen = {parts(tag)[0] for tag in {tag for row in rows for tag in row}} - {OUTSIDE}
-    able = [scheme for scheme in ("IOB2", "IOB1", "IOBES", "BILOU") if seen <= set(PREFIXES[scheme])]
-    if not able:
-        raise DataError(f"tags must be of one scheme among {list(SCHEMES)}, got the prefixes {sorted(seen)}. Use one.")
-
-    def apart(scheme: str) -> int:
-        written = (tags(spans(row, scheme), len(row), scheme) for row in rows)
-        return sum(a != b for row, again in zip(rows, written, strict=True) for a, b in zip(row, again, strict=True))
-
-    return able[0] if len(able) == 1 else min(able, key=apart)
 
 
 def names(types: Iterable[str], scheme: str) -> list[str]:

@@ -25,7 +25,7 @@ from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality, is_pretrained, summary_width
 from polymodal.settings import LOSS_METHODS, PACE, Alignment, Data, Finetune, Settings, Split, Training
-from polymodal.task import Task, VectorTask
+from polymodal.task import Task, VectorTask, fitted
 from polymodal.tasks import Classify, Regress
 
 VERSION = 1
@@ -224,7 +224,7 @@ class Spec(Settings):
             inputs[name] = modality.fit(values(name))
         for name, task in self.outputs.items():
             progress(name)
-            outputs[name] = task.fit(targets(name))
+            outputs[name] = fitted(name, task, targets(name))
         return self.model_copy(update={"inputs": inputs, "outputs": outputs})
 
     def to_yaml(self) -> str:

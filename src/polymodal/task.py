@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from polymodal.errors import DataError
 from polymodal.part import Modality, Part
 from polymodal.types import Fused, Masked
 
 
 class Labelled(NamedTuple):
-    """A raw target of a task that is `about` an input, beside what that input's modality read in the same row."""
+    """A raw target of a task that is `about` an input, beside what that input's modality read in the row, or None."""
 
     label: Any
     value: Any
@@ -156,6 +157,18 @@ class Task(Part):
     def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
         """JSON-able tables for the report (a confusion matrix, scores per class); empty where a task has none."""
         return {}
+
+
+def fitted(name: str, task: Task, values: Sequence[Any | None]) -> Task:
+    """A task called ``name``, fitted.
+
+    Raises:
+        DataError: its targets cannot be learned; the message names it.
+    """
+    try:
+        return task.fit(values)
+    except DataError as error:
+        raise DataError(f"target {name!r}: {error}") from None
 
 
 class VectorTask(Task):

@@ -50,11 +50,14 @@ def predict(
 ) -> None:
     """Predict every row of a table."""
     if out_file is not None:
+        pm.check_ending(out_file, [".conll"])
+    model, left = pm.load(bundle, device=device), 0
+    if out_file is not None and not model.spec.about:
         pm.check_ending(out_file)
     with bars(as_json) as progress:
-        found = pm.load(bundle, device=device).predict(table, explain=explain, strict=strict, progress=progress)
+        found = model.predict(table, explain=explain, strict=strict, progress=progress)
     if out_file is not None:
-        pm.write_table(found.to_columns(), out_file)
+        left = pm.write_table(found.to_columns(), out_file)
     if as_json:
         more = {"quarantined": found.quarantined, "warnings": found.warnings}
         more |= {"explanations": found.explanations} if explain else {}
@@ -62,7 +65,8 @@ def predict(
         return
     warn(found.warnings)
     if out_file is not None:
-        out.print(f"{len(found)} predictions in {out_file}")
+        rest = f"; {left} rows without words have no place there" if left else ""
+        out.print(f"{len(found) - left} predictions in {out_file}{rest}")
         return
     for number, row in enumerate(found):
         told = {"explanation": found.explanations[number]} if explain else {}

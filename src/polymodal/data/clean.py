@@ -191,9 +191,8 @@ class DataReport:
         if self.quarantined:
             more = len(self.quarantined) - 1
             rest = f" (and {more} more)" if more else ""
-            raise DataError(
-                f"{self.source}: {self.quarantined[0]}{rest}. Mend it, or leave --strict out to count it as absent."
-            )
+            first = str(self.quarantined[0]).rstrip(".")
+            raise DataError(f"{self.source}: {first}{rest}. Mend it, or leave --strict out to count it as absent.")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON."""

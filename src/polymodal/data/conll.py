@@ -65,8 +65,8 @@ class Layout:
 
     def is_comment(self, line: str) -> bool:
         """Whether a line that begins with # is no row: ``#`` may be a word."""
-        if self.tabbed and "\t" not in line:
-            return True
+        if self.tabbed:
+            return len(_parted(line, True)) != self.count
         return bool(_NOTE.match(line)) or len(self.cells(line)) != self.count
 
 

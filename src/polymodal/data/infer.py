@@ -266,6 +266,11 @@ def infer_task(values: Iterable[Any]) -> dict[str, Any]:
         )
     if all(isinstance(cell, list | tuple) and all(type(x) in (str, int) for x in cell) for cell in cells):
         return {"type": "multilabel"}
+    if any(isinstance(cell, list | tuple) and any(isinstance(x, dict) for x in cell) for cell in cells):
+        raise DataError(
+            "a target of entities must hold {'start', 'end', 'type'} by the characters of a text column, in nine rows "
+            "of ten at least, got others. Mend the rows, or give a spec."
+        )
     if bad := [type(cell).__name__ for cell in cells if isinstance(cell, bytes | list | tuple | dict | date)]:
         raise DataError(f"a target must be a class, classes or a number, got {bad[0]}. Convert the column.")
     if separator := _separator(cells):

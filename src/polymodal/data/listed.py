@@ -95,10 +95,11 @@ def spanned(values: Sequence[Any], columns: Mapping[str, Sequence[Any]]) -> str 
         values: cells of the target.
         columns: the other columns, row by row.
     """
-    rows = [(i, found) for i, cell in enumerate(values) if (found := as_list(cell))]
-    if not rows or not all(_is_span(item) for _, row in rows for item in row):
+    given = [(i, found) for i, cell in enumerate(values) if (found := as_list(cell))]
+    rows = [(i, row) for i, row in given if all(map(_is_span, row))]
+    if not rows or len(rows) < MOST * len(given):
         return None
-    fits = [name for name, cells in columns.items() if all(_within(row, cells[i]) for i, row in rows)]
+    fits = [n for n, cells in columns.items() if sum(_within(row, cells[i]) for i, row in rows) >= MOST * len(rows)]
     return max(fits, key=lambda name: sum(map(len, _texts(columns[name]))), default=None)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polymodal.data import conll
 from polymodal.data.clean import DataReport, TargetReport
 from polymodal.data.embedding import Embedder
 from polymodal.data.gather import Gathering, Progress, silent
@@ -176,6 +177,19 @@ def prepare(
     return Prepared(inputs, labels, report, digests, torch.arange(len(table)), live, values)
 
 
+def named_as(spec: Spec, table: Table) -> Table:
+    """A CoNLL file's words and tags under the names that a spec has for them, where it has one of each.
+
+    Such a file names no columns; other tables stay as they are.
+    """
+    if not table.source.lower().endswith(conll.ENDINGS):
+        return table
+    words = [c for name, part in spec.inputs.items() if part.worded for c in part.columns(name)]
+    tags = [c for name, task in spec.outputs.items() if task.about is not None for c in task.columns(name)]
+    pairs = [(conll.WORDS, words), (conll.TAGS, tags)]
+    return table.renamed({old: new[0] for old, new in pairs if len(new) == 1 and new[0] not in table.columns})
+
+
 def target_values(name: str, spec: Spec, table: Table) -> list[Any]:
     """A task's raw targets, as `Task.collate` takes them.
 
@@ -196,7 +210,7 @@ def target_values(name: str, spec: Spec, table: Table) -> list[Any]:
         return cells
     values = Source(task.about, spec.inputs[task.about], table)
     pairs = zip(cells, values, strict=True)
-    return [None if is_missing(cell) or value is None else Labelled(cell, value) for cell, value in pairs]
+    return [None if is_missing(cell) else Labelled(cell, value) for cell, value in pairs]
 
 
 def read_targets(name: str, spec: Spec, table: Table, report: DataReport) -> Masked:

@@ -173,6 +173,10 @@ class Table:
         """The first n rows."""
         return self.select(np.arange(min(n, len(self))))
 
+    def renamed(self, names: Mapping[str, str]) -> Self:
+        """The same under other names: of those in ``names`` -> what they are called."""
+        return type(self)({names.get(n, n): column for n, column in self._columns.items()}, self.source, self.base)
+
     def with_column(self, name: str, values: Sequence[Any]) -> Self:
         """Add a column, or put it in the place of one of that name.
 

@@ -67,7 +67,8 @@ def embed(
         model: as `space` takes it.
         table: anything `Table.read` takes; for a modality also a plain list of cells.
         inputs: that are looked at, others count as absent; all if None.
-        width: entries of a vector that are kept, the first ones; all if None. Fewer are of use where a model was
+        width: entries of a vector that are kept, the first ones; all if None. Of a row with several inputs each is cut
+            before they are added, as where the model was trained so. Fewer are of use where a model was
             trained for it (``matryoshka``).
         task: which one of a bundle's tasks, where several match.
         device: that the model runs on, unless it is loaded already.

@@ -105,4 +105,6 @@ class Single(Space):
 def _told(fault: Any) -> str:
     """One fault of a modality in words, with the path of the setting."""
     path = ".".join(["modality", *map(str, fault["loc"])])
+    if fault["type"] == "extra_forbidden":
+        return f"{path}: no such setting. Leave it out."
     return f"{path}: {fault['msg'].removeprefix('Value error, ').rstrip('.')}."

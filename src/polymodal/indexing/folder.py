@@ -178,6 +178,8 @@ def _graph(path: Path, note: Note, items: Items, sums: Mapping[str, str]) -> Gra
 def _manifest(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         raise BundleError(f"{path} must be an index's folder, but there is none. Make one with polymodal index --out.")
+    if not (path / NOTE).exists() and not any(path.iterdir()):
+        raise BundleError(f"{path} must be an index's folder, got an empty one. Make an index there without --add.")
     try:
         manifest = json.loads((path / NOTE).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:

@@ -135,8 +135,9 @@ class Index:
         found = space(place, task=self.note.task, device=device)
         if found.digest != self.note.digest:
             raise BundleError(
-                f"The index must be asked with the model that it was made by ({self.note.digest[:12]}), got another "
-                f"one ({found.digest[:12]}). Give that model, or make the index again."
+                f"The index must be asked with the model that it was made by, {self.note.model} "
+                f"({self.note.digest[:12]}), got another one, {place} ({found.digest[:12]}). Give that model, or make "
+                "the index again."
             )
         self._space = found
         return found
@@ -205,7 +206,9 @@ class Index:
             raise DataError(f"{found.report.quarantined[0]}")
         if not found.present.all():
             gone = int(np.flatnonzero(~found.present)[0])
-            raise DataError(f"row {gone} must have one or more of the inputs {list(self.model.parts)}, got none.")
+            raise DataError(
+                f"{table.source}: row {gone} must have one or more of the inputs {list(self.model.parts)}, got none."
+            )
         return self.search(found.vectors, count)
 
     def search(self, vectors: np.ndarray, count: int = 10) -> list[list[Hit]]:
@@ -214,8 +217,8 @@ class Index:
         Raises:
             DataError: they are of another length than the items', or ``count`` is below 1.
         """
-        if count < 1:
-            raise DataError(f"count must be 1 or more, got {count}.")
+        if not isinstance(count, int) or count < 1:
+            raise DataError(f"count must be a whole number of 1 or more, got {count!r}.")
         if vectors.ndim != 2 or vectors.shape[1] != self.note.width:
             raise DataError(f"vectors must be of shape (Q, {self.note.width}), got {vectors.shape}.")
         with self._lock:  # what is added meanwhile replaces these, and does not change them

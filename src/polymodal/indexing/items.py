@@ -130,7 +130,7 @@ class Items:
         for one in wanted:
             if one not in self._known:
                 near = suggest(one, self.ids) if len(self) <= LISTED else ""
-                raise DataError(f"ids must be of items of the index, got {one!r}.{near}")
+                raise DataError(f"ids must be of items of the index, got {one!r}.{near} Nothing was removed.")
         return np.array([self._known[one] for one in wanted], np.int64)
 
     def at(self, numbers: np.ndarray) -> np.ndarray:

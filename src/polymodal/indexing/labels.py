@@ -133,6 +133,8 @@ def _text_input(own: Space, name: str | None) -> str:
     known = [name for name, part in own.parts.items() if part.kind == "text" or part.worded]
     if name is None and len(known) == 1:
         return known[0]
+    if not known:
+        raise SpecError(f"the model must have an input that takes text, got {list(own.parts)}. Take another model.")
     if name is None or name not in known:
         told = "must be given, as the model has" if name is None else "must be one that takes text, of"
         got = "" if name is None else f", got {name!r}"

@@ -20,7 +20,7 @@ from polymodal.task import Labelled, Task
 from polymodal.tasks.tag import decode
 from polymodal.tasks.tag.head import TagHead
 from polymodal.tasks.tag.scores import Seen
-from polymodal.tasks.tag.target import how_written, read
+from polymodal.tasks.tag.target import are_entities, read
 from polymodal.types import Masked
 
 
@@ -50,7 +50,8 @@ class Tag(Task):
             that the training rows lack.
         gate_cost: what an open gate adds to the loss, in nats, so that it opens only where the other inputs tell
             something that the words do not. Without other inputs there is no gate.
-        written: how the targets are given: a scheme, or "spans". Found by `fit`.
+        entities: whether the targets were entities and no tags, so that an empty list means that there is none. Found
+            by `fit`.
         words: number of words in a labelled row, on average. Set by `fit`; the loss is divided by it.
         gated: whether there are other inputs. Set by the spec, which knows; it is not written down.
     """
@@ -63,7 +64,7 @@ class Tag(Task):
     scheme: Literal["IOB2", "IOBES"] = "IOB2"
     types: tuple[str, ...] = ()
     gate_cost: float = Field(default=0.03, ge=0, allow_inf_nan=False)
-    written: Literal["", "IOB1", "IOB2", "IOBES", "BILOU", "spans"] = ""
+    entities: bool = False
     words: float = Field(default=1.0, ge=1, allow_inf_nan=False)
     gated: bool = Field(default=False, exclude=True)
 
@@ -104,19 +105,20 @@ class Tag(Task):
         return name == self.input
 
     def fit(self, values: Sequence[Any | None]) -> Self:
-        """A copy that knows how its targets are written, and its types. Rows with a broken target count nowhere.
+        """A copy that knows its types. Rows with a broken target count nowhere.
 
         Raises:
             DataError: there is no usable target, no span, or a type that is not in the given ``types``.
         """
         given = [value for value in values if value is not None]
-        written = how_written(given)
+        entities = are_entities(given, False)
         rows, faults = list[list[Span]](), list[DataError]()
         lengths = list[int]()
         for value in given:
             try:
-                rows.append(read(value, written))
-                lengths.append(len(value.value))
+                if (spans := read(value, entities)) is not None:
+                    rows.append(spans)
+                    lengths.append(len(value.value))
             except DataError as fault:
                 faults.append(fault)
         if faults and not rows:
@@ -131,17 +133,21 @@ class Tag(Task):
         for kind in found:
             self._known(kind, types)
         words = max(1.0, float(np.mean(lengths))) if lengths else 1.0
-        return self.model_copy(update={"written": written, "types": types, "words": words})
+        return self.model_copy(update={"entities": entities, "types": types, "words": words})
 
     def collate(self, values: Sequence[Labelled | None]) -> Masked:
         """Targets -> number of each word's tag (B, T) int16; masked where there is no word, or no target."""
-        place = {tag: i for i, tag in enumerate(self.tags)}
+        place, given = {tag: i for i, tag in enumerate(self.tags)}, [value for value in values if value is not None]
+        entities = are_entities(given, self.entities)
         rows = list[Tensor | None]()
         for value in values:
             if value is None:
                 rows.append(None)
                 continue
-            spans = read(value, self.written or how_written([value]))
+            spans = read(value, entities)
+            if spans is None:
+                rows.append(None)
+                continue
             for span in spans:
                 self._known(span.type, self.types)
             row = [place[tag] for tag in schemes.tags(spans, len(value.value), self.scheme)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,6 @@ from polymodal.errors import DataError
 from polymodal.schemes import Span
 from polymodal.sentence import Sentence
 from polymodal.task import Labelled
-
-SPANS = "spans"
-"""How targets are written that are entities by their characters, and no tags."""
 
 
 def cell(label: Any) -> list[Any]:
@@ -38,43 +36,41 @@ def cell(label: Any) -> list[Any]:
     return list(label)
 
 
-def how_written(given: Sequence[Labelled]) -> str:
-    """The scheme of the targets that are tags, or `SPANS`. Broken ones count nowhere.
+def are_entities(given: Sequence[Labelled], usual: bool) -> bool:
+    """Whether an empty list among targets means no entity, and not that tags are missing.
 
-    Raises:
-        DataError: some are tags and some are entities, or the tags are of no one scheme.
+    Args:
+        given: targets of one table. Broken ones count nowhere.
+        usual: what holds where all lists are empty.
     """
-    rows, entities = list[list[Any]](), False
+    firsts = list[Any]()
     for label, _ in given:
-        try:
-            row = cell(label)
-            if row and not isinstance(row[0], str):
-                entities = True
-            else:
-                for tag in row:
-                    schemes.parts(tag)
-                rows.append(row)
-        except DataError:
-            continue
-    if entities and any(rows):
-        raise DataError("targets must all be tags or all be entities with offsets, got both. Keep to one.")
-    return SPANS if entities else schemes.detect(rows)
+        with suppress(DataError):
+            firsts += cell(label)[:1]
+    return any(not isinstance(first, str) for first in firsts) if firsts else usual
 
 
-def read(target: Labelled, written: str) -> list[Span]:
-    """The spans that a target names.
+def read(target: Labelled, entities: bool) -> list[Span] | None:
+    """The spans that a target names by tags or by characters; None where there is neither a word nor a tag.
 
     What it says of words that are no longer in the sentence, since that was cut, is left out.
 
     Args:
         target: a cell, and the sentence that it is about.
-        written: a scheme, or `SPANS`.
+        entities: whether an empty list means no entity.
 
     Raises:
         DataError: it does not fit the sentence, or breaks the rules of how it is written.
     """
     row, sentence = cell(target.label), target.value
-    if written == SPANS:
+    if sentence is None:
+        if row:
+            raise DataError(
+                f"target must be of a row with words, got {len(row)} tags or entities and no word. Mend the row, or "
+                "empty the target."
+            )
+        return None
+    if not isinstance(row[0], str) if row else entities:
         return schemes.by_characters(row, sentence)
     if len(row) > len(sentence) and _was_cut(sentence):
         row = row[: len(sentence)]
@@ -84,7 +80,7 @@ def read(target: Labelled, written: str) -> list[Span]:
             f"tags must be as many as the words, got {len(row)} tags and {len(sentence)} words ({shown!r:.60}). "
             f"Mend the row."
         )
-    return schemes.spans(row, written)
+    return schemes.spans(row)
 
 
 def _was_cut(sentence: Sentence) -> bool:
