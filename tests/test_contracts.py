@@ -5,7 +5,9 @@ The fusions' own battery is in test_fusions. A new modality or task enters by a 
 
 import io
 import json
+import tempfile
 import wave
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from polymodal.part import Fusion, Modality
 from polymodal.sentence import Sentence
 from polymodal.task import Labelled, Task
 from polymodal.types import Fused, Masked
+from talker import tiny_language
 
 DIM = 16
 
@@ -42,6 +45,7 @@ def sound(seed: int, seconds: float = 0.4) -> bytes:
     return file.getvalue()
 
 
+LANGUAGE = tiny_language(Path(tempfile.mkdtemp(prefix="polymodal-talker-")))
 CELLS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "text": ({"backbone": "none"}, ["one red apple", "a long red text about an apple and more", "apple"]),
     "image": ({"backbone": "none", "size": 32}, [picture(0), picture(1), picture(2)]),
@@ -55,12 +59,20 @@ CELLS: dict[str, tuple[dict[str, Any], list[Any]]] = {
         ],
     ),
     "words": ({"backbone": "none"}, [["One", "red", "apple"], "A long RED text: an apple and more", ["apple"]]),
+    "prompt": ({"backbone": LANGUAGE}, ["what is it", "is it an old bridge or a red apple", "no"]),
     "radar": ({}, [[[10, 0.1, 3], [20, 0.2, -1]], [[5, 0, 0]], [[50, 1, 2], [60, 1, 2], [70, -1, 9]]]),
 }
 SENTENCE = Sentence.of(["Ada", "met", "Bob"])
 TAGS = [["B-a", "O", "B-b"], ["O", "B-a", "I-a"], None, ["O", "O", "O"], ["B-b", "I-b", "O"]]
 TARGETS: dict[str, tuple[dict[str, Any], list[Any]]] = {
     "classify": ({}, ["a", "b", None, "a", "c"]),
+    "generate": (
+        {
+            "decoder": {"backbone": LANGUAGE, "prompt": "<a> <b> what is it", "projector": "linear"},
+            "decoding": {"tokens": 4},
+        },
+        ["red apple", "old bridge", None, "pear", ["no", "yes"]],
+    ),
     "match": ({"sides": ["a", "b"], "column": "id"}, ["u", "v", None, "u", "w"]),
     "multilabel": ({}, [["a"], ["a", "b"], None, [], ["b"]]),
     "regress": ({}, [1.0, 2.5, None, -1, 7]),
@@ -197,6 +209,9 @@ def test_encoders_can_learn_everything_they_hold(name, modality):
 @every_modality
 def test_augment_leaves_its_argument_alone_and_follows_its_generator(name, modality):
     part, values = modality
+    if name == "prompt":
+        assert not part.augments
+        return
     options = {
         "text": {"augmentation": {"drop": 0.5}},
         "image": {"augmentation": {"flip": 0.5}},
@@ -230,11 +245,13 @@ def task(name):
     return part.fit(values), values
 
 
-def raw(part: Task) -> torch.Tensor:
-    """What a new head says of five rows that have three tokens of each input."""
+def raw(part: Task, target: Masked | None = None) -> torch.Tensor:
+    """What a new head says of five rows that have three tokens of each input; what a target costs, if it must know."""
     torch.manual_seed(0)
     tokens = {n: Masked(torch.randn(5, 3, DIM), torch.ones(5, 3, dtype=torch.bool)) for n in "ab"}
-    return part.head(DIM)(Fused(torch.randn(5, DIM), tokens)).detach()
+    seen = Fused(torch.randn(5, DIM), tokens)
+    told = (target,) if part.forced and target is not None else ()
+    return part.head(DIM)(seen, *told).detach()
 
 
 @every_task
@@ -253,7 +270,7 @@ def test_unlabelled_rows_are_masked_and_teach_nothing(name, task):
     target = part.collate(values)
     assert target.present.tolist() == [True, True, False, True, True]
     assert not part.collate([None]).present.any()
-    output = raw(part).requires_grad_()
+    output = raw(part, target).requires_grad_()
     known = target.present
     close(part.loss(output, target), part.loss(output[known], target[known]))
     part.loss(output, target).backward()

@@ -77,7 +77,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 """Each row imports only from rows above it. A folder that stands here as a whole keeps its own order inside."""
 
 EXTRAS = {"transformers", "huggingface_hub", "openvino", "jieba", "janome", "torchjd", "captum", "cleanlab", "optuna"}
-EXTRAS |= {"tensorboard", "wandb", "mlflow", "usearch"}
+EXTRAS |= {"tensorboard", "wandb", "mlflow", "usearch", "gguf"}
 """Packages that are installed on request, so that they may be imported where they are needed."""
 
 LAZY = {

@@ -206,7 +206,7 @@ def test_no_rows_have_no_score():
 
 def test_a_row_without_references_counts_nowhere():
     said, references = [*SAID, "a cat"], [*REFERENCES, []]
-    assert metrics.text_scores(said, references) == metrics.scores(SAID, REFERENCES)
+    assert metrics.text_scores(said, references) == metrics.text_scores(SAID, REFERENCES)
     for score in EACH:
         assert np.isnan(score(said, references)).tolist() == [False] * len(SAID) + [True]
 

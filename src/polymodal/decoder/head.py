@@ -60,14 +60,11 @@ class DecoderHead(nn.Module):
         norm = math.sqrt(language.width) * float(language.net.get_input_embeddings().weight.detach().float().std())
         self.projectors = Named({n: Projector(_kind(plan, n), dim, language.width, count, norm) for n in soft})
         if plan.adapt == "lora":
-            changes = add_low_rank(language.net, plan.rank or RANK, ALPHA, seed)
-            self.changes = nn.ParameterDict(
-                {f"{place} {part}": getattr(layer, part)
-                 for place, (_, layer) in enumerate(sorted(changes.items())) for part in ("down", "up")}
-            )  # fmt: skip
+            add_low_rank(language.net, plan.rank or RANK, ALPHA, seed)
         if plan.adapt == "all":
             language = language.with_net(copy.deepcopy(language.net).requires_grad_(True))
-            self.net = language.net
+        learned = [p for p in language.net.parameters() if p.requires_grad]
+        self.changes = nn.ParameterDict({str(i): p for i, p in enumerate(learned)})
         self._held = Held(language)
         before, after = language.vocabulary.around(plan.system, plan.chat)
         self._before, self._after = tuple(before), tuple(after)
@@ -80,9 +77,7 @@ class DecoderHead(nn.Module):
     @property
     def parts(self) -> dict[Trained, list[nn.Parameter]]:
         """What is trained, by the parts that a stage can name."""
-        changed = list(self.net.parameters()) if self.plan.adapt == "all" else []
-        changed = list(self.changes.values()) if self.plan.adapt == "lora" else changed
-        return {"projector": list(self.projectors.parameters()), "language": changed}
+        return {"projector": list(self.projectors.parameters()), "language": list(self.changes.values())}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move the language model, too."""

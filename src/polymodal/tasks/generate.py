@@ -18,7 +18,7 @@ from polymodal.decoder.settings import Decoder
 from polymodal.decoder.spoken import Spoken
 from polymodal.decoder.text import NOTHING, TextHead
 from polymodal.errors import DataError
-from polymodal.nn.language.decode import Decoding
+from polymodal.nn.language.decode import Decoding, stopped
 from polymodal.nn.language.vocabulary import Vocabulary
 from polymodal.types import Masked
 from polymodal.values import is_missing
@@ -41,6 +41,7 @@ class Generate(Spoken):
         decoder: the language model, its prompt and what is trained of it.
         decoding: how answers are made: ``tokens`` at most, ``temperature`` (0 takes the likeliest), ``top_k``,
             ``top_p``, ``beams``, ``stop`` strings and the ``seed``.
+        verbatim: inputs whose very words the language model reads. Set by the spec; it is not written down.
         words: tokens of a target on average. Set by `fit`; the loss is divided by it.
     """
 
@@ -127,7 +128,8 @@ class Generate(Spoken):
         rows = []
         for score, *ids in output.detach().cpu().tolist():
             real = [int(i) for i in ids if i != NOTHING]
-            rows.append({"text": self.vocabulary.text(real), "probability": float(np.exp(score / max(1, len(real))))})
+            text = stopped(self.vocabulary.text(real), self.decoding.stop)
+            rows.append({"text": text, "probability": float(np.exp(score / max(1, len(real))))})
         return rows
 
     def _said(self, output: Tensor, target: Masked) -> tuple[list[str], list[list[str]]]:

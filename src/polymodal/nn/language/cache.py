@@ -50,10 +50,10 @@ def _layer() -> Any:
     return Growing
 
 
-def _roomy(held: Tensor, new: Tensor, size: int) -> Tensor:
+def _roomy(held: Tensor | None, new: Tensor, size: int) -> Tensor:
     """A tensor of ``size`` positions that begins with what was held."""
     buffer = new.new_empty(*new.shape[:2], size, new.shape[3])
-    if held.numel():
+    if held is not None and held.numel():
         buffer[:, :, : held.shape[2]] = held
     return buffer
 

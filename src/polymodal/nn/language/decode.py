@@ -60,7 +60,7 @@ class Said:
     """One answer.
 
     Attributes:
-        ids: its tokens, without the end.
+        ids: its tokens, without the end, but with a text at which it stopped.
         text: what they say.
         score: sum of the log-probabilities of its tokens, of the end too where it was reached.
         reason: it came to an end, or to the most tokens.
@@ -107,9 +107,13 @@ class Row:
 
     def said(self, language: Language, how: Decoding) -> Said:
         """The answer."""
-        text = language.vocabulary.text(self.ids)
-        ends = [text.find(stop) for stop in how.stop if stop in text]
-        return Said(tuple(self.ids), text[: min(ends, default=len(text))], self.score, self.reason or "length")
+        text = stopped(language.vocabulary.text(self.ids), how.stop)
+        return Said(tuple(self.ids), text, self.score, self.reason or "length")
+
+
+def stopped(text: str, stop: Sequence[str]) -> str:
+    """A text up to the first of the texts at which it ends."""
+    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]
 
 
 @torch.inference_mode()

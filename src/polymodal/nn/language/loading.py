@@ -67,9 +67,10 @@ def _hub(name: str) -> Language:
     local = Path(source).is_dir()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, local_files_only=local, trust_remote_code=False)
-        net = transformers.AutoModelForCausalLM.from_pretrained(
-            source, local_files_only=local, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
-        )
+        net, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source, local_files_only=local, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
+            output_loading_info=True,
+        )  # fmt: skip
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BundleError(
@@ -78,7 +79,21 @@ def _hub(name: str) -> Language:
         ) from error
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise BundleError(f"{name}: the tokenizer must have a tokenizer.json, got none. Choose another model.")
-    return _language(name, net, tokenizer)
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])[0]
+        raise BundleError(f"{name}: weights must be complete, {missing} is missing. Choose another model.")
+    found = _language(name, net, tokenizer)
+    if not _looks_back_only(found):
+        raise BundleError(f"{name}: must be a causal language model, got one that looks ahead. Choose another model.")
+    return found
+
+
+@torch.inference_mode()
+def _looks_back_only(language: Language) -> bool:
+    """Whether what a model says of a position does not depend on what follows it."""
+    values = language.embed(torch.arange(3)[None])
+    short, long = (language.net(inputs_embeds=x).logits[0, 0] for x in (values[:, :1], values))
+    return torch.allclose(short, long, atol=1e-3, rtol=1e-3)
 
 
 def _language(name: str, net: Any, tokenizer: Any) -> Language:

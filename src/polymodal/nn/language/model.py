@@ -85,7 +85,7 @@ class Language:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
             mask = mask[:, None]
         if checkpointing:
-            net.gradient_checkpointing_enable({"use_reentrant": False})
+            _spoken(net, "enable")({"use_reentrant": False})
         net.train(checkpointing)  # layers are computed again only in training mode
         try:
             return net(
@@ -95,7 +95,8 @@ class Language:
         finally:
             net.eval()
             if checkpointing:
-                net.gradient_checkpointing_disable()
+                _spoken(net, "disable")()
+                net.disable_input_require_grads()  # which transformers has turned on
 
     @torch.inference_mode()
     def step(self, values: Tensor, real: Tensor, positions: Tensor, cache: Any = None) -> Step:
@@ -113,6 +114,11 @@ class Language:
             **{_cache_word(type(self.net)): cache},
         )  # fmt: skip
         return Step(found.logits[:, -1].float(), getattr(found, _cache_word(type(self.net))))
+
+
+def _spoken(net: Any, what: str) -> Any:
+    """A method of checkpointing under the name that the installed transformers has for it."""
+    return getattr(net, f"activation_checkpointing_{what}", None) or getattr(net, f"gradient_checkpointing_{what}")
 
 
 _WORDS = dict[type, str]()

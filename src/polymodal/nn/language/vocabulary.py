@@ -51,11 +51,11 @@ class Vocabulary:
             system: what the model is told first; None for what its template says by itself.
             chat: whether the chat template is used, if there is one.
         """
-        before, after = self._frame(system) if chat and self._tokenizer.chat_template else ("", "")
-        first = self._tokenizer.bos_token or ""
-        if not before and getattr(self._tokenizer, "add_bos_token", False):
-            before = first
-        return self._special(before), self._special(after)
+        if chat and self._tokenizer.chat_template:
+            before, after = self._frame(system)
+            return self._special(before), self._special(after)
+        first = self._tokenizer.bos_token_id
+        return [self.end if first is None else int(first)], []  # something is always read, also where all is absent
 
     def _frame(self, system: str | None) -> tuple[str, str]:
         told = [] if system is None else [{"role": "system", "content": system}]

@@ -41,6 +41,9 @@ class Classify(Spoken, VectorTask):
         temperature: divides the logits in probabilities, not in the loss. Set by `calibrate`.
         set_threshold: a class is in the set from this probability on. Set by `calibrate`; 0 (all classes) before, and
             where there were too few rows for the asked coverage.
+        decoder: a language model that reads the classes, its prompt and what is trained of it; None for a linear map of
+            the fused vector.
+        verbatim: inputs whose very words the language model reads. Set by the spec; it is not written down.
         weights: factor of each class in the loss, 1 on average over the training rows. Set by `fit`.
     """
 
