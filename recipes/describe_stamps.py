@@ -1,6 +1,6 @@
 """Describe a picture in words: a small language model reads soft tokens of the picture, and of a spoken description.
 
-Data: Tux Paint stamps (GPL-2), 527 rows to learn from and 176 to test on. The voices say the English text in Spanish, by
+Data: Tux Paint stamps (GPL-2), 527 rows to learn from and 176 to test on. The voices say the text in Spanish, by
 espeak-ng. Beside the model stand what a picture's nearest neighbour among the training pictures is called, and the same
 model with each input shuffled among the rows: what a language model says without looking reads well, too.
 No figure is published.
@@ -42,7 +42,7 @@ SHOWN = ("cider", "rouge_l", "bleu", "token_f1", "exact_match")
 
 def neighbours(train: pm.Table, test: pm.Table) -> dict[str, float]:
     """Scores of the text of the training picture that is most like each test picture."""
-    known, asked = (pm.embed("image", {"image": side.column("image")}).vectors for side in (train, test))
+    known, asked = (pm.embed("image", side).vectors for side in (train, test))
     nearest = (asked @ known.T).argmax(1)
     said = [train.column("text")[i] for i in nearest.tolist()]
     return pm.text_scores(said, [[text] for text in test.column("text")])

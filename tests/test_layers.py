@@ -62,6 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("card", "predictions", "int8"),
     ("folder",),
     ("bundle",),
+    ("asking",),
     ("embedding",),
     ("indexing",),
     ("measuring", "exporting"),

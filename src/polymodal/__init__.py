@@ -12,6 +12,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from polymodal.asking import talk as talk
     from polymodal.bundle import Bundle as Bundle
     from polymodal.data.features import FeatureStore as FeatureStore
     from polymodal.data.table import Table as Table
@@ -85,6 +86,7 @@ _HOMES = {
     "Index": "indexing.index",
     "ZeroShot": "indexing.labels",
     "zero_shot": "indexing.labels",
+    "talk": "asking",
     "Bundle": "bundle",
     "FeatureStore": "data.features",
     "Table": "data.table",

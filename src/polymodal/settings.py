@@ -255,7 +255,8 @@ class Training(Settings):
         each = [
             stage.get("epochs") if isinstance(stage, Mapping) else getattr(stage, "epochs", None) for stage in stages
         ]
-        return {**value, "epochs": sum(each)} if all(isinstance(n, int) for n in each) else value
+        counts = [n for n in each if isinstance(n, int)]
+        return {**value, "epochs": sum(counts)} if len(counts) == len(each) else value
 
     @model_validator(mode="before")
     @classmethod

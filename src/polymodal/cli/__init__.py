@@ -10,13 +10,13 @@ from typing import NoReturn
 import typer
 from rich.markup import escape
 
-from polymodal.cli import ask, deploy, find, learn, look  # noqa: F401  (enters the commands)
+from polymodal.cli import ask, deploy, find, learn, look, talk  # noqa: F401  (enters the commands)
 from polymodal.cli.common import app, err, warn
 from polymodal.errors import PolymodalError
 
 ORDER = (
     "inspect", "fit", "evaluate", "predict", "diagnose", "improve", "search", "embed", "index", "find", "classify",
-    "serve", "load", "verify", "export",
+    "chat", "serve", "load", "verify", "export",
     "cache", "weights",
 )  # fmt: skip
 app.registered_commands.sort(key=lambda command: ORDER.index(getattr(command.callback, "__name__", "")))

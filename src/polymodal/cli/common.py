@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress, TaskID
 from rich.table import Table
+
+from polymodal.errors import SpecError, suggest
 
 app = typer.Typer(
     help="Learn from texts, images, sounds and numbers at once, and know which of them carries the answer.",
@@ -64,3 +66,27 @@ def print_table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     out.print(table)
+
+
+def cells(arguments: Sequence[str], slots: Mapping[str, str]) -> dict[str, str]:
+    """Cells by column, from options that are named as a model's inputs or columns.
+
+    Args:
+        arguments: as they were typed.
+        slots: name of an option -> column.
+
+    Raises:
+        SpecError: one is no such option, has no value or is there twice.
+    """
+    row, known, rest = dict[str, str](), [f"--{name}" for name in slots], list(arguments)
+    while rest:
+        flag, equals, value = rest.pop(0).partition("=")
+        name = flag.removeprefix("--")
+        if not flag.startswith("--") or name not in slots:
+            raise SpecError(f"a query must be of options {known}, got {flag!r}.{suggest(flag, known)}")
+        if not equals and not rest:
+            raise SpecError(f"{flag} must have a value, got none.")
+        if slots[name] in row:
+            raise SpecError(f"{flag} must be given once. Give many queries as a table.")
+        row[slots[name]] = value if equals else rest.pop(0)
+    return row

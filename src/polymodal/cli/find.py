@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 import polymodal as pm
-from polymodal.cli.common import Device, Json, Strict, app, bars, out, print_json, print_table, warn
-from polymodal.errors import SpecError, suggest
+from polymodal.cli.common import Device, Json, Strict, app, bars, cells, out, print_json, print_table, warn
+from polymodal.errors import SpecError
 
 if TYPE_CHECKING:
     from polymodal.indexing.items import Hit
@@ -135,7 +135,7 @@ def find(
         pm.check_ending(out_file)
     found = pm.Index.load(folder)
     found.use(None if model is None else _model(model), device)
-    row = _query(context.args, found)
+    row = cells(context.args, found.model.slots)
     if (queries is None) == (not row):
         flags = " or ".join(_flags(found))
         raise SpecError(f"a query must be given either by {flags} or as --queries, got {'both' if row else 'none'}.")
@@ -152,27 +152,6 @@ def find(
 
 def _flags(found: pm.Index) -> list[str]:
     return [f"--{name}" for name in found.model.slots]
-
-
-def _query(arguments: Sequence[str], found: pm.Index) -> dict[str, str]:
-    """Cells by column, from options that are named as the model's inputs or columns.
-
-    Raises:
-        SpecError: one is no such option, has no value or is there twice.
-    """
-    row, slots, rest = dict[str, str](), found.model.slots, list(arguments)
-    while rest:
-        flag, equals, value = rest.pop(0).partition("=")
-        name = flag.removeprefix("--")
-        if not flag.startswith("--") or name not in slots:
-            known = _flags(found)
-            raise SpecError(f"a query must be of options {known}, got {flag!r}.{suggest(flag, known)}")
-        if not equals and not rest:
-            raise SpecError(f"{flag} must have a value, got none.")
-        if slots[name] in row:
-            raise SpecError(f"{flag} must be given once. Give many queries as --queries.")
-        row[slots[name]] = value if equals else rest.pop(0)
-    return row
 
 
 def _columns(hits: Sequence[Sequence[Hit]]) -> dict[str, list[Any]]:

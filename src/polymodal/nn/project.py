@@ -45,9 +45,9 @@ class Projector(nn.Module):
         layers = [nn.Linear(taken, width)]
         if kind != "linear":
             layers = [nn.Linear(taken, width), nn.GELU(), nn.Linear(width, width)]
-        self.net = nn.Sequential(*layers, nn.LayerNorm(width))
-        with torch.no_grad():
-            self.net[-1].weight.fill_(norm / math.sqrt(width))  # pyright: ignore[reportArgumentType]
+        last = nn.LayerNorm(width)
+        nn.init.constant_(last.weight, norm / math.sqrt(width))
+        self.net = nn.Sequential(*layers, last)
 
     def forward(self, x: Masked) -> Masked:
         """Project; rows that are absent stay so."""

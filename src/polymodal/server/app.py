@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
@@ -21,6 +21,8 @@ from starlette.types import Receive, Scope, Send
 from polymodal.errors import SpecError
 from polymodal.server import inference, page
 from polymodal.server.batching import Stopping
+from polymodal.server.completions import Completions
+from polymodal.server.ends import Endpoint, read_body, send_json
 from polymodal.server.engine import Answer
 from polymodal.server.errors import Refused, dumps
 from polymodal.server.find import told_items
@@ -53,7 +55,8 @@ def create_app(
     models.metrics = counts
     counts.watch(lambda: models.waiting)
     pages: Sequence[BaseRoute] = page.routes() if settings.page else ()
-    routes = [*Api(settings, models, counts).routes(), *inference.routes(models), *pages]
+    chats = Completions(settings, models, counts)
+    routes = [*Api(settings, models, counts).routes(), *chats.routes(), *inference.routes(models), *pages]
     guard = Middleware(
         Guard, settings=settings, metrics=counts, log=log or Log(on_drop=counts.dropped.inc),
         paths=[_path(route) for route in routes], open_paths=open_paths(pages),
@@ -92,8 +95,8 @@ class Api:
     def routes(self) -> list[Route]:
         """All of them."""
         return [
-            Route("/v1/predict", _Endpoint(self.predict), methods=["POST"]),
-            Route("/v1/find", _Endpoint(self.find_items), methods=["POST"]),
+            Route("/v1/predict", Endpoint(self.predict), methods=["POST"]),
+            Route("/v1/find", Endpoint(self.find_items), methods=["POST"]),
             Route("/v1/models", self.list_models),
             Route("/v1/spec", self.spec),
             Route("/v1/card", self.card),
@@ -116,7 +119,7 @@ class Api:
             answers = await served.predict(asked.rows, strict=asked.strict, explain=asked.explain, deadline=until)
         self.metrics.version(served.name, served.version)
         self.metrics.answered(served.name, len(answers))
-        await _send_json(send, told(served, note.request_id, asked, answers))
+        await send_json(send, told(served, note.request_id, asked, answers))
 
     async def find_items(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Find the items of the index that are nearest to the rows of a request.
@@ -141,7 +144,7 @@ class Api:
             found = await finder.find(served, asked.rows, count=asked.count, strict=asked.strict)
         self.metrics.version(served.name, served.version)
         self.metrics.answered(served.name, len(found))
-        await _send_json(send, told_items(served, note.request_id, asked, found))
+        await send_json(send, told_items(served, note.request_id, asked, found))
 
     def find(self, query: bytes) -> Served:
         """The bundle that a request names.
@@ -183,7 +186,8 @@ class Api:
         names = [place.name for place in self.settings.models]
         found = {name: self.models.served.get(name) for name in names}
         rows = [{"name": n, "version": s and s.version, "ready": s is not None} for n, s in found.items()]
-        return answer({"models": rows})
+        listed = [{"id": n, "object": "model", "created": 0, "owned_by": "polymodal"} for n in names]
+        return answer({"models": rows, "object": "list", "data": listed})
 
     async def spec(self, request: Request) -> Response:
         """What a bundle takes and gives: fields for a form, outputs, the fitted spec, the limits."""
@@ -234,39 +238,6 @@ class Api:
         if self._schema[0] != versions:
             self._schema = (versions, dumps(openapi(self.models)))
         return Response(self._schema[1], media_type="application/json")
-
-
-class _Endpoint:
-    """A route's end without the objects that Starlette makes for functions."""
-
-    def __init__(self, answer: Any) -> None:
-        self.answer = answer
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.answer(scope, receive, send)
-
-
-async def read_body(receive: Receive) -> bytes:
-    """The whole body of a request.
-
-    Raises:
-        ClientDisconnect: the client has hung up before its end.
-    """
-    pieces = []
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        pieces.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-async def _send_json(send: Send, content: Mapping[str, Any]) -> None:
-    body = dumps(content)
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": 200, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
 
 
 def told(served: Served, request_id: str, asked: Asked, answers: Sequence[Answer]) -> dict[str, Any]:

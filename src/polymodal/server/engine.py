@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from polymodal.asking import prompts
 from polymodal.bundle import Bundle
 from polymodal.data.clean import Quarantined
 from polymodal.data.embedding import Embedder
@@ -171,6 +172,13 @@ class Engine:
         with self._counted():
             inputs = self._inputs(rows)
         return inputs, self._decode(inputs)
+
+    @torch.inference_mode()
+    def prompts(self, task: str, rows: Sequence[Row]) -> Masked:
+        """What the language model of a task reads about decoded rows, as embeddings (B, L, W)."""
+        with self._counted():
+            inputs = self._inputs(rows)
+        return prompts(self.bundle.model, task, inputs)
 
     def warm(self) -> None:
         """Answer made-up rows, so that all is loaded before the first request: all inputs, each alone, several."""

@@ -10,12 +10,15 @@ from concurrent.futures import Executor
 from pathlib import Path
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from polymodal.bundle import Bundle
 from polymodal.errors import BundleError, DataError
 from polymodal.runtimes import choose
 from polymodal.server.batching import Batcher, Late
 from polymodal.server.engine import Answer, Engine, Row
 from polymodal.server.settings import Settings
+from polymodal.server.speaker import Speaker
 
 SHORT = 2048
 """Characters up to which rows without media are decoded where they are: handing them to a thread would cost more. All
@@ -26,6 +29,9 @@ ROW = 256
 
 DECODE = 4
 """Rows of one request that are decoded by one thread in turn."""
+
+SHORTLY = 0.02
+"""Seconds between two looks at who still listens."""
 
 PATIENCE = (0.02, 0.1, 0.4, 0.0)
 """Seconds to wait after each attempt to read a folder that is being replaced."""
@@ -85,6 +91,7 @@ class Served:
         )
         self.engine.warm()
         parts = self.bundle.spec.inputs.items()
+        self._speakers, self._queue = dict[str, Speaker](), settings.queue
         self._media = {column for n, part in parts if part.media for column in part.columns(n)}
         self.batcher: Batcher[Row, Answer] = Batcher(
             self.engine.answer,
@@ -97,8 +104,8 @@ class Served:
 
     @property
     def waiting(self) -> int:
-        """Rows that wait for the model."""
-        return self.batcher.waiting
+        """Rows that wait for the model, and answers in words that are made."""
+        return self.batcher.waiting + sum(speaker.waiting for speaker in self._speakers.values())
 
     async def predict(
         self, rows: Sequence[Mapping[str, Any]], *, strict: bool, explain: bool, deadline: float
@@ -136,9 +143,35 @@ class Served:
         """
         return _raised(self._read(0, rows, strict, False))
 
+    async def prompt(self, task: str, row: Mapping[str, Any], deadline: float) -> Tensor:
+        """What the language model of a task reads about a row, as embeddings (L, W).
+
+        Raises:
+            DataError: a cell is broken, or nothing can be read.
+            Late: the deadline has passed.
+        """
+        decoded = await self._decode([row], True, False, deadline)
+
+        def asked() -> Tensor:
+            x = self.engine.prompts(task, decoded)
+            return x.values[0, x.mask[0]]
+
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, asked)
+
+    def speaker(self, task: str) -> Speaker:
+        """Who answers in words for a task; started when first needed."""
+        if task not in self._speakers:
+            self._speakers[task] = Speaker(self.bundle.model.decoders[task].language, self._queue)
+        return self._speakers[task]
+
     async def close(self, seconds: float) -> None:
         """Take nothing new in, answer what was taken in, and end the model's threads."""
-        await self.batcher.close(seconds)
+        until = time.monotonic() + seconds
+        while any(speaker.waiting for speaker in self._speakers.values()) and time.monotonic() < until:
+            await asyncio.sleep(SHORTLY)
+        for speaker in self._speakers.values():
+            speaker.close()
+        await self.batcher.close(max(0.0, until - time.monotonic()))
 
     async def _decode(
         self, rows: Sequence[Mapping[str, Any]], strict: bool, explain: bool, deadline: float

@@ -48,7 +48,7 @@ class Generate(Spoken):
     forced: ClassVar[bool] = True
 
     type: Literal["generate"] = "generate"
-    decoder: Decoder = Decoder()
+    decoder: Decoder = Decoder.model_validate({})
     decoding: Decoding = Decoding()
     words: float = Field(default=1.0, ge=1, allow_inf_nan=False)
 

@@ -1,0 +1,197 @@
+"""Chats over HTTP: the stock client of the OpenAI API, streams, bad requests, and clients that hang up."""
+
+import base64
+import json
+import threading
+import time
+
+import openai
+import pytest
+
+import polymodal as pm
+import tiny
+from hosted import ask, connect, running
+from polymodal.server.app import create_app
+from polymodal.server.settings import Settings
+from talker import tiny_language
+
+PICTURE = base64.b64encode(tiny.picture(3)).decode()
+SOUND = base64.b64encode(tiny.sound(3)).decode()
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    """One that reads a picture, a sound, numbers and a question; it has learned next to nothing."""
+    name = tiny_language(tmp_path_factory.mktemp("talker"), context=512)
+    table = tiny.columns(24, media=True)
+    table["question"], table["answer"] = (
+        ["what is it"] * 24,
+        ["red apple" if y == "a" else "no" for y in table["label"]],
+    )
+    inputs = {n: tiny.SCRATCH[n] for n in ("image", "audio", "table")}
+    spec = {
+        "inputs": inputs | {"question": {"type": "prompt", "backbone": name}},
+        "outputs": {
+            "answer": {
+                "type": "generate",
+                "decoder": {"backbone": name, "projector": "linear"},
+                "decoding": {"tokens": 12},
+            }
+        },
+        "dim": 16,
+        "training": {"epochs": 1},
+    }
+    model = pm.fit(spec, {n: table[n] for n in ("image", "audio", "x", "colour", "question", "answer")}, cache=False)
+    return model.save(tmp_path_factory.mktemp("bundle") / "stamps"), model
+
+
+@pytest.fixture(scope="module")
+def place(bundle):
+    with running(create_app(Settings.make(bundle[0], page=False, deadline=30))) as found:
+        yield found
+
+
+@pytest.fixture
+def client(place):
+    with openai.OpenAI(base_url=f"http://{place[0]}:{place[1]}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+CONTENT = [
+    {"type": "text", "text": "what is it"},
+    {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PICTURE}"}},
+    {"type": "input_audio", "input_audio": {"data": SOUND, "format": "wav"}},
+    {"type": "input_table", "input_table": {"x": 0.5, "colour": "red"}},
+]
+ROW = {"question": "what is it", "image": tiny.picture(3), "audio": tiny.sound(3), "x": 0.5, "colour": "red"}
+
+
+def said(client, content, **more):
+    return client.chat.completions.create(model="stamps", messages=[{"role": "user", "content": content}], **more)
+
+
+def test_the_stock_client_gets_what_predict_answers(client, bundle):
+    expected = bundle[1].predict([ROW])[0]["answer"]["text"]
+    found = said(client, CONTENT)
+    assert found.choices[0].message.content == expected
+    assert found.choices[0].message.role == "assistant"
+    assert found.choices[0].finish_reason in ("stop", "length")
+    assert found.usage.total_tokens == found.usage.prompt_tokens + found.usage.completion_tokens
+    assert found.usage.completion_tokens <= 12
+    assert found.model == "stamps"
+    assert [model.id for model in client.models.list()] == ["stamps"]
+    plain = said(client, "what is it")
+    assert plain.choices[0].message.content == bundle[1].predict([{"question": "what is it"}])[0]["answer"]["text"]
+
+
+def test_a_stream_says_the_same_piece_by_piece(client):
+    whole = said(client, CONTENT)
+    pieces = list(said(client, CONTENT, stream=True, stream_options={"include_usage": True}))
+    assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices) == whole.choices[0].message.content
+    assert pieces[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert pieces[-1].usage == whole.usage
+    assert {p.id for p in pieces} == {pieces[0].id}
+
+
+def test_wishes_change_the_answer(client):
+    assert said(client, CONTENT, max_tokens=1).usage.completion_tokens <= 1
+    one, two = (said(client, CONTENT, temperature=1.5, seed=3).choices[0].message.content for _ in range(2))
+    others = {said(client, CONTENT, temperature=1.5, seed=seed).choices[0].message.content for seed in range(4)}
+    assert one == two
+    assert len(others) > 1
+    whole = said(client, CONTENT).choices[0].message.content
+    stopped = said(client, CONTENT, stop=[whole[2:4]]).choices[0]
+    assert stopped.message.content == whole[: whole.find(whole[2:4])]
+
+
+def test_many_at_once_each_get_their_own(client):
+    questions = ["what is it", "is it red", "no", "yes", "is it old what is it", "red"] * 3
+    alone = {q: said(client, q).choices[0].message.content for q in set(questions)}
+    found = {}
+
+    def one(i, question):
+        found[i] = said(client, question).choices[0].message.content
+
+    threads = [threading.Thread(target=one, args=pair) for pair in enumerate(questions)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[i] for i in range(len(questions))] == [alone[q] for q in questions]
+
+
+MESSAGE = {"role": "user", "content": "what is it"}
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "told"),
+    [
+        ({}, 422, "messages must hold one message"),
+        ({"messages": [MESSAGE, MESSAGE]}, 422, "got 2 of them"),
+        ({"messages": [{"role": "system", "content": "be old"}]}, 422, "role must be 'user'"),
+        ({"messages": [{"role": "user", "content": 3}]}, 422, "must be a text or a list of parts"),
+        ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 422, "must have a type of"),
+        ({"messages": [{"role": "user", "content": [CONTENT[1], CONTENT[1]]}]}, 422, "one image more than"),
+        ({"messages": [{"role": "user", "content": [CONTENT[0], CONTENT[0]]}]}, 200, ""),
+        ({"messages": [MESSAGE], "temperatur": 1}, 422, "Did you mean 'temperature'?"),
+        ({"messages": [MESSAGE], "temperature": "hot"}, 422, "temperature must be a number"),
+        ({"messages": [MESSAGE], "temperature": 99}, 422, "temperature: Input should be less than or equal to 10"),
+        ({"messages": [MESSAGE], "max_tokens": 0}, 422, "tokens: Input should be greater than or equal to 1"),
+        ({"messages": [MESSAGE], "max_tokens": 600}, 422, "context of 512"),
+        ({"messages": [MESSAGE], "stop": [""]}, 422, "stop must hold texts"),
+        ({"messages": [MESSAGE], "n": 2}, 422, "n must be 1"),
+        ({"messages": [MESSAGE], "model": "other"}, 422, "model must be one of"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_table", "input_table": {"y": 1}}]}]}, 422, "'y'"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},
+            422,
+            "image",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "x"}}]}
+                ]
+            },
+            422,
+            "format must be one of",
+        ),
+    ],
+)
+def test_bad_requests_are_told_what_is_wrong_and_the_server_goes_on(place, body, status, told):
+    reply = ask(place, "/v1/chat/completions", body)
+    assert reply.status == status, reply.body
+    if status != 200:
+        assert told in reply.json["error"]["message"]
+    assert ask(place, "/v1/chat/completions", {"messages": [MESSAGE], "max_tokens": 1}).status == 200
+
+
+def test_a_client_that_hangs_up_ends_its_answer(place, client):
+    body = json.dumps(
+        {"messages": [MESSAGE], "stream": True, "max_tokens": 400, "temperature": 2.0, "seed": 1}
+    ).encode()
+    with connect(place) as connection:
+        head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+        connection.sendall(head.encode() + body)
+        assert b"200" in connection.recv(100)
+    for _ in range(200):
+        waiting = ask(place, "/metrics").body.decode()
+        if 'polymodal_queue_depth{model="stamps"} 0' in waiting or "waiting" not in waiting:
+            break
+        time.sleep(0.02)
+    assert said(client, "yes", max_tokens=2).choices[0].message.content is not None
+
+
+def test_a_bundle_without_words_answers_no_chats(tmp_path):
+    folder = tiny.fitted("table").save(tmp_path / "plain")
+    with running(create_app(Settings.make(folder, page=False))) as found:
+        reply = ask(found, "/v1/chat/completions", {"messages": [MESSAGE]})
+        assert reply.status == 404
+        assert "answers no chats" in reply.json["error"]["message"]
+
+
+def test_rows_are_still_predicted_as_before(place, bundle):
+    reply = ask(place, "/v1/predict", {"inputs": [{"question": "is it red", "x": 1.0}]})
+    assert reply.status == 200
+    expected = bundle[1].predict([{"question": "is it red", "x": 1.0}])[0]
+    assert reply.json["predictions"][0]["answer"]["text"] == expected["answer"]["text"]
