@@ -25,6 +25,8 @@ from PIL import Image
 
 import polymodal as pm
 from polymodal import cli
+from polymodal.decoder.settings import Decoder
+from polymodal.nn.language.decode import Decoding
 from polymodal.part import Fusion, Modality, Part
 from polymodal.settings import Alignment, Data, Finetune, Manifold, Split, Training
 from polymodal.spec import Spec
@@ -38,9 +40,10 @@ LEARNED = {
     "text": {"vocabulary"},
     "words": {"vocabulary"},
     "table": {"seen", "scales", "levels", "rares"},
-    "classify": {"temperature", "weights", "set_threshold"},
+    "classify": {"temperature", "weights", "set_threshold", "verbatim"},
     "multilabel": {"temperature", "thresholds", "positive", "set_threshold"},
-    "tag": {"written", "words", "gated"},
+    "tag": {"entities", "words", "gated"},
+    "generate": {"words", "verbatim"},
     "regress": {"mean", "scale", "spread", "residual", "margin"},
 }
 """Fields that fitting sets; a user does not."""
@@ -288,30 +291,31 @@ def ours(kind):
 def groups():
     """Name of a table of options -> class whose fields it lists."""
     found = {"Spec": Spec, "Training": Training, "Split": Split, "Data": Data}
+    found |= {"Decoder": Decoder, "Decoding": Decoding}
     found |= {"Training.alignment": Alignment, "Training.manifold": Manifold, "Training.finetune": Finetune}
     for kind in (Modality, Task):
         found |= {
             f"{kind.__name__}.{n}": part for n, part in kind.known.items() if part.__module__.startswith("polymodal.")
         }
     for n in list(found):
-        if "augmentation" in found[n].model_fields:
+        if "augmentation" in getattr(found[n], "model_fields", ()):
             found[f"{n}.augmentation"] = found[n].model_fields["augmentation"].annotation.__args__[0]
     return found
 
 
 def options(cls):
     """Name of each field that a user may set -> its default as a table shows it."""
-    part = issubclass(cls, Part)
-    learned = LEARNED.get(cls.model_fields["type"].default, set()) if part else set()
+    part, fields = issubclass(cls, Part), getattr(cls, "model_fields", None) or cls.__pydantic_fields__
+    learned = LEARNED.get(fields["type"].default, set()) if part else {"digest"}
     common = {"type", "column", "weight"} if part else set()
-    return {f.alias or n: shown(f) for n, f in cls.model_fields.items() if n not in learned | common}
+    return {f.alias or n: shown(f) for n, f in fields.items() if n not in learned | common}
 
 
 def shown(field):
     if field.is_required():
         return "required"
     value = field.get_default(call_default_factory=True)
-    if isinstance(value, Training | Split):
+    if isinstance(value, Training | Split | Decoder | Decoding):
         return "see below"
     if isinstance(value, Fusion):
         return f"`{value.kind}`"

@@ -1,5 +1,6 @@
 """A language model as the decoder: from a spec to answers in words and to classes, with any of its inputs."""
 
+import io
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 import polymodal as pm
 import toys  # noqa: F401  (a modality of plain vectors)
+from polymodal import cli
 from polymodal.data.embedding import Embedder
 from polymodal.data.loader import prepare
 from polymodal.data.table import Table
@@ -264,3 +266,32 @@ def test_targets_that_are_no_text_count_as_unlabelled_and_are_told(name):
     table["answer"][3], table["answer"][5] = {"no": "text"}, None
     model = pm.fit(spec(name), table, cache=False)
     assert any("row 3: target must be a text" in line for line in model.warnings)
+
+
+def test_a_diagnosis_judges_answers_by_what_is_right(learned):
+    found = learned.diagnose(rows(24, seed=2), metric="exact_match", curve_rows=0, repeats=20).to_dict()
+    assert found["tasks"]["answer"]["metric"] == "exact_match"
+    assert {one["input"] for one in found["verdict"]} == {"v", "asked"}
+
+
+def test_the_command_line_answers_a_row_and_what_is_typed(learned, tmp_path, capsys, monkeypatch):
+    place = str(learned.save(tmp_path / "model"))
+    expected = learned.predict([{"asked": "is it red"}])[0]["answer"]["text"]
+    with pytest.raises(SystemExit) as end:
+        cli.app(["chat", place, "--asked", "is it red"])
+    assert not end.value.code
+    assert capsys.readouterr().out == f"{expected}\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("is it red\nis it red\n\nnever read\n"))
+    with pytest.raises(SystemExit):
+        cli.app(["chat", place])
+    assert capsys.readouterr().out == f"{expected}\n" * 2
+    with pytest.raises(SpecError, match="got '--colour'"):
+        cli.app(["chat", place, "--colour", "red"], standalone_mode=False)
+
+
+def test_a_bundle_that_answers_in_no_words_has_none_to_talk_with():
+    model = pm.fit(
+        {"inputs": {"v": "test-vectors"}, "outputs": {"kind": "classify"}, "training": {"epochs": 1}}, rows(24)
+    )
+    with pytest.raises(SpecError, match="must have an output that answers in words"):
+        list(pm.talk(model, {"v": [[1.0, 1.0]]}))

@@ -9,7 +9,10 @@ import pytest
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 DATA = Path(os.environ.get("POLYMODAL_DATA") or FOLDER.parents[1] / "shared" / "data")
-RECIPES = {"entities": "wnut17", "intents": "snips_nlu", "find_stamps": "stamps"}
+RECIPES = {
+    "entities": "wnut17", "intents": "snips_nlu", "find_stamps": "stamps",
+    "describe_stamps": "stamps", "ask_stamps": "stamps", "speech_commands": "speech_commands",
+}  # fmt: skip
 
 
 def load(name):
@@ -20,11 +23,10 @@ def load(name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_runs_on_a_few_rows(name, tmp_path, monkeypatch):
+def test_a_recipe_runs_on_a_few_rows(name, tmp_path):
     data = DATA / RECIPES[name]
     if not data.is_dir():
         pytest.skip(f"{RECIPES[name]} is not there: set POLYMODAL_DATA")
-    monkeypatch.setenv("POLYMODAL_CACHE", str(tmp_path / "cache"))
     found = load(name).main(["--data", str(data), "--tiny", "--out", str(tmp_path / "model")])
     assert found
     assert all(0 <= value <= 1 for value in found.values()), found

@@ -55,9 +55,9 @@ def test_model_names_one_of_several_bundles():
         reply = stage.ask(method, f"{path}?model=three", ROW if method == "POST" else None)
         assert (reply.status, reply.json["error"]["type"]) == (404, "not_found")
         assert stage.ask(method, f"{path}?modle=two", ROW if method == "POST" else None).status == 422
-    assert stage.ask("GET", "/v1/models").json == {
-        "models": [{"name": name, "version": "0" * 12, "ready": True} for name in ("one", "two")]
-    }
+    told = stage.ask("GET", "/v1/models").json
+    assert told["models"] == [{"name": name, "version": "0" * 12, "ready": True} for name in ("one", "two")]
+    assert [model["id"] for model in told["data"]] == ["one", "two"], "as clients of the OpenAI API read it"
 
 
 def test_x_deadline_ms_shortens_the_deadline_and_cannot_lengthen_it():
@@ -99,7 +99,7 @@ def test_while_nothing_is_loaded_the_server_says_so():
     for method, path in (("GET", "/readyz"), ("POST", "/v1/predict"), ("GET", "/v1/spec"), ("GET", "/openapi.json")):
         reply = stage.ask(method, path, ROW if method == "POST" else None)
         assert (reply.status, reply.json["error"]["type"], reply.headers["retry-after"]) == (503, "unavailable", "1")
-    assert stage.ask("GET", "/v1/models").json == {"models": [{"name": "m", "version": None, "ready": False}]}
+    assert stage.ask("GET", "/v1/models").json["models"] == [{"name": "m", "version": None, "ready": False}]
 
 
 @pytest.mark.parametrize("path", ["/v1/predict", *PATHS])

@@ -195,3 +195,11 @@ def test_rows_are_still_predicted_as_before(place, bundle):
     assert reply.status == 200
     expected = bundle[1].predict([{"question": "is it red", "x": 1.0}])[0]
     assert reply.json["predictions"][0]["answer"]["text"] == expected["answer"]["text"]
+
+
+def test_the_description_names_what_is_said(place):
+    document = ask(place, "/openapi.json").json
+    assert "/v1/chat/completions" in document["paths"]
+    keys = document["components"]["schemas"]["Prediction.stamps"]["properties"]["answer"]["properties"]
+    assert set(keys) == {"text", "probability"}
+    assert ask(place, "/v1/spec").json["outputs"][0]["keys"].keys() == {"text", "probability"}

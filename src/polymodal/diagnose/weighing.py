@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from polymodal.diagnose.losses import searches, span_counts
-from polymodal.metrics import Ranking, divide, one_hot
+from polymodal.metrics import Ranking, divide, one_hot, per_row
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify
+from polymodal.tasks.generate import Generate
 from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
@@ -73,6 +74,14 @@ def _(task: Classify) -> dict[str, Rule]:
         "accuracy": accuracy, "micro_f1": accuracy, "balanced_accuracy": balanced, "macro_f1": macro_f1,
         "auroc": auroc, "nll": nll, "brier": brier,
     }  # fmt: skip
+
+
+@rules.register(Generate)
+def _(task: Generate) -> dict[str, Rule]:
+    def rule(name: str) -> Rule:
+        return lambda output, target: mean_of(per_row(*task.said(output, target))[name])
+
+    return {name: rule(name) for name in ("cider", "rouge_l", "token_f1", "exact_match")}
 
 
 @rules.register(Multilabel)

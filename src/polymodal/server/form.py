@@ -11,6 +11,7 @@ from polymodal.reading import Field
 from polymodal.spec import Spec
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.generate import Generate
 from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
@@ -181,6 +182,12 @@ def _(task: Tag) -> dict[str, dict[str, Any]]:
     }
     found |= {"gates": _list(gate, "of each word, for the other inputs")} if task.gated else {}
     return found | {"words": _list({"type": "string"}, "the words that the tags are of")}
+
+
+@answer.register
+def _(task: Generate) -> dict[str, dict[str, Any]]:
+    told = _share("") | {"description": "geometric mean of the probabilities of its tokens"}
+    return {"text": {"type": "string", "description": "the answer"}, "probability": told}
 
 
 @answer.register

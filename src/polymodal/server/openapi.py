@@ -6,6 +6,7 @@ from typing import Any
 
 from polymodal import __version__
 from polymodal.server import schemas
+from polymodal.server.chat import speaks
 from polymodal.server.form import example_row
 from polymodal.server.models import Models
 from polymodal.server.schemas import Schema
@@ -85,7 +86,8 @@ class _Paths:
         found = {
             "/v1/predict": {"post": self._predict()},
             **({"/v1/find": {"post": self._find()}} if self.models.finder is not None else {}),
-            "/v1/models": {"get": self._get("models", "The models of this server", _list_of_models())},
+            **({"/v1/chat/completions": {"post": self._chat()}} if self._speaks() else {}),
+            "/v1/models": {"get": self._get("models", "The models of this server", schemas.models())},
             "/v1/spec": {"get": self._get("models", "What a model takes and answers", SPEC, named)},
             "/v1/card": {"get": self._get("models", "A model's card", None, named, "text/markdown")},
             "/metrics": {"get": self._get("server", "Measurements for Prometheus", None, [], "text/plain")},
@@ -128,6 +130,21 @@ class _Paths:
             "parameters": [model, *_headers(self.settings)],
             "requestBody": {"required": True, "content": bodies},
             "responses": {"200": _json("The nearest items of each row.", FOUND)}
+            | _refusals([s for s in REFUSALS if s != 401 or self.token]),
+        }
+
+    def _speaks(self) -> bool:
+        return any(speaks(served.bundle.spec) for served in self.models.served.values())
+
+    def _chat(self) -> dict[str, Any]:
+        return {
+            "operationId": "chat",
+            "tags": ["predict"],
+            "summary": "Answer in words",
+            "description": "As the OpenAI API has it: one message of a user, whose parts fill the inputs of a row.",
+            "parameters": _headers(self.settings),
+            "requestBody": {"required": True, "content": {JSON: {"schema": _object({"messages": {"type": "array"}})}}},
+            "responses": {"200": _json("The answer, or a stream of its pieces.", {"type": "object"})}
             | _refusals([s for s in REFUSALS if s != 401 or self.token]),
         }
 
@@ -220,11 +237,6 @@ def _object(required: dict[str, Schema], **more: Schema) -> Schema:
 
 def _rows(items: Schema, told: str) -> Schema:
     return {"type": "array", "items": items, "description": told}
-
-
-def _list_of_models() -> Schema:
-    one = _object({"name": TEXT, "version": {"type": ["string", "null"]}, "ready": {"type": "boolean"}})
-    return _object({"models": _rows(one, "In the order in which they were given; the first one is the usual one.")})
 
 
 TEXT: Schema = {"type": "string"}

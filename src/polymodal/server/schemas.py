@@ -165,3 +165,19 @@ def examples(spec: Spec) -> dict[str, Any]:
         if rest:
             found[f"without {name}"] = {"inputs": rest}
     return found
+
+
+def models() -> Schema:
+    """The list of models, in our words and in those of the OpenAI API."""
+    text: Schema = {"type": "string"}
+    version: Schema = {"type": ["string", "null"]}
+    ours = {"name": text, "version": version, "ready": {"type": "boolean"}}
+    theirs = {"id": text, "object": {"const": "model"}, "created": {"type": "integer"}, "owned_by": text}
+    rows = [{"type": "object", "required": list(keys), "properties": keys} for keys in (ours, theirs)]
+    told = "In the order in which they were given; the first one is the usual one."
+    found: Schema = {
+        "models": {"type": "array", "items": rows[0], "description": told},
+        "object": {"const": "list"},
+        "data": {"type": "array", "items": rows[1], "description": "The same, as clients of the OpenAI API read it."},
+    }
+    return {"type": "object", "required": list(found), "properties": found}

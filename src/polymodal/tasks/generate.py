@@ -120,7 +120,7 @@ class Generate(Spoken):
         if output.ndim == 1:
             costs = output[rows]
             return costs.sum() / max(len(costs), 1) / self.words
-        said, wanted = self._said(output, target)
+        said, wanted = self.said(output, target)
         return output.new_tensor(1 - metrics.mean(metrics.token_f1(said, wanted)) if said else 0.0)
 
     def predict(self, output: Tensor) -> list[dict[str, Any]]:
@@ -132,8 +132,8 @@ class Generate(Spoken):
             rows.append({"text": text, "probability": float(np.exp(score / max(1, len(real))))})
         return rows
 
-    def _said(self, output: Tensor, target: Masked) -> tuple[list[str], list[list[str]]]:
-        """What is said in labelled rows, and the right answers."""
+    def said(self, output: Tensor, target: Masked) -> tuple[list[str], list[list[str]]]:
+        """What is said in labelled rows, and the right answers of each."""
         rows = target.present
         said = [answer["text"] for answer in self.predict(output[rows])]
         return said, [
@@ -152,7 +152,7 @@ class Generate(Spoken):
         """CIDEr first, then ROUGE-L, BLEU, token F1 and exact match, against all right answers."""
         if output.ndim == 1:
             return {}
-        said, wanted = self._said(output, target)
+        said, wanted = self.said(output, target)
         return metrics.text_scores(said, wanted) if said else {}
 
     def headline(self, output: Tensor, target: Masked) -> Callable[[np.ndarray], float] | None:
@@ -160,14 +160,14 @@ class Generate(Spoken):
         if output.ndim == 1 or not bool(target.present.any()):
             return None
         each = np.full(len(target), np.nan)
-        each[target.present.cpu().numpy()] = metrics.cider(*self._said(output, target))
+        each[target.present.cpu().numpy()] = metrics.cider(*self.said(output, target))
         return lambda rows: metrics.mean(each[rows][~np.isnan(each[rows])])
 
     def details(self, output: Tensor, target: Masked) -> dict[str, Any]:
         """JSON-able: some answers beside the right ones."""
         if output.ndim == 1:
             return {}
-        said, wanted = self._said(output, target)
+        said, wanted = self.said(output, target)
         pairs = list(zip(said, wanted, strict=True))[:SHOWN]
         return {"answers": [{"said": one, "right": right} for one, right in pairs]}
 
