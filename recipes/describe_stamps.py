@@ -29,7 +29,7 @@ SPEC: dict[str, Any] = {
     "inputs": SEEN | {"voice": "audio"},
     "outputs": {"text": {"type": "generate", "decoder": DECODER, "decoding": {"tokens": 24}}},
     "dim": 256,
-    "training": {"epochs": 10, "batch_size": 8, "learning_rate": 1e-3, "rates": {"language": 5e-4}, "refit": 0},
+    "training": {"epochs": 7, "batch_size": 8, "learning_rate": 1e-3, "rates": {"language": 5e-4}, "refit": 0},
     "split": {"valid": 0.1},
 }
 SHOWN = ("cider", "rouge_l", "bleu", "token_f1", "exact_match")

@@ -295,3 +295,22 @@ def test_a_bundle_that_answers_in_no_words_has_none_to_talk_with():
     )
     with pytest.raises(SpecError, match="must have an output that answers in words"):
         list(pm.talk(model, {"v": [[1.0, 1.0]]}))
+
+
+def test_a_fit_that_was_killed_between_its_stages_ends_with_the_same_weights(name, tmp_path):
+    stages = [{"epochs": 2, "train": ["projector", "rest"]}, {"epochs": 2}]
+    plan = spec(name, training={"stages": stages})
+    plan["training"].pop("epochs")
+    plan["training"]["patience"] = 0
+
+    def killed(what, done, total):
+        del total
+        if what == "train" and done == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pm.fit(plan, rows(24), cache=False, resume=tmp_path / "state", progress=killed)
+    assert (tmp_path / "state").is_file()
+    resumed = pm.fit(plan, rows(24), cache=False, resume=tmp_path / "state").model.state_dict()
+    whole = pm.fit(plan, rows(24), cache=False).model.state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)

@@ -140,7 +140,7 @@ MESSAGE = {"role": "user", "content": "what is it"}
         ({"messages": [MESSAGE], "max_tokens": 600}, 422, "context of 512"),
         ({"messages": [MESSAGE], "stop": [""]}, 422, "stop must hold texts"),
         ({"messages": [MESSAGE], "n": 2}, 422, "n must be 1"),
-        ({"messages": [MESSAGE], "model": "other"}, 422, "model must be one of"),
+        ({"messages": [MESSAGE], "model": "other"}, 404, "model must be one of"),
         ({"messages": [{"role": "user", "content": [{"type": "input_table", "input_table": {"y": 1}}]}]}, 422, "'y'"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from polymodal.decoder.head import DecoderHead
 from polymodal.decoder.settings import Decoder
 from polymodal.errors import SpecError
+from polymodal.nn.language.decode import TOGETHER
 from polymodal.nn.language.tree import Tree
 from polymodal.types import Fused, Masked
 
@@ -39,10 +40,11 @@ class LabelHead(DecoderHead):
 
     def forward(self, fused: Fused) -> Tensor:
         """Score the labels; no target is needed to learn from the scores."""
-        prompts = self.prompts(fused)
-        if not self.size or not torch.is_grad_enabled():
-            return self._scores(prompts.values, prompts.mask)
-        parts = zip(prompts.values.split(self.size), prompts.mask.split(self.size), strict=True)
+        prompts, learns = self.prompts(fused), torch.is_grad_enabled()
+        size = (self.size if learns else TOGETHER) or len(prompts)
+        parts = list(zip(prompts.values.split(size), prompts.mask.split(size), strict=True))
+        if not learns or not self.size:
+            return torch.cat([self._scores(*part) for part in parts])
         return torch.cat([checkpoint(self._scores, *part, use_reentrant=False) for part in parts])  # pyright: ignore
 
     def _scores(self, values: Tensor, mask: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
+from polymodal.errors import SpecError
 from polymodal.nn.language.talk import Piece
 from polymodal.server.batching import Late
 from polymodal.server.chat import Chat, read_chat, speaks
@@ -71,7 +72,7 @@ class Completions:
         note: Note = scope["note"]
         until = note.arrived + patience(Headers(scope=scope).get("X-Deadline-Ms"), self.settings.deadline)
         document = parse_json(await read_body(receive))
-        served = self.models.find(_model(document))
+        served = self._find(document)
         note.model, note.version, note.rows = served.name, served.version, 1
         async with asyncio.timeout_at(until):
             asked = await self._read(served, document, until)
@@ -79,13 +80,24 @@ class Completions:
         pieces = served.speaker(asked.task).say(asked.prompt, asked.chat.how)
         try:
             if asked.chat.stream:
-                await self._stream(pieces, asked.chat, told, receive, send)
+                async with asyncio.timeout_at(until):
+                    await self._stream(pieces, asked.chat, told, receive, send)
             else:
                 await send_json(send, await _whole(pieces, told, until))
         finally:
             await pieces.aclose()
         self.metrics.version(served.name, served.version)
         self.metrics.answered(served.name, 1)
+
+    def _find(self, document: Any) -> Served:
+        """The model that a request names; the first one where it names none."""
+        name = document.get("model") if isinstance(document, dict) else None
+        if name is not None and not isinstance(name, str):
+            raise Refused(422, f"model must be a text, got {json_type(name)}.", "model")
+        try:
+            return self.models.find(name)
+        except SpecError as error:
+            raise Refused(404, str(error), "model") from None
 
     async def _read(self, served: Served, document: Any, deadline: float) -> Asked:
         """Read a request, decode its row, and lay the prompt around it."""
@@ -167,18 +179,6 @@ async def _whole(pieces: AsyncGenerator[Piece], told: Told, until: float) -> dic
     except TimeoutError:
         raise Late("The deadline has passed before the answer was there.") from None
     raise RuntimeError("The answer has no end.")
-
-
-def _model(document: Any) -> str | None:
-    """The model that a request names; None for the first one.
-
-    Raises:
-        Refused: its name is no text.
-    """
-    name = document.get("model") if isinstance(document, dict) else None
-    if name is not None and not isinstance(name, str):
-        raise Refused(422, f"model must be a text, got {json_type(name)}.", "model")
-    return name
 
 
 async def _event(send: Send, content: dict[str, Any]) -> None:
