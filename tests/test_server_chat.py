@@ -133,7 +133,7 @@ MESSAGE = {"role": "user", "content": "what is it"}
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 422, "must have a type of"),
         ({"messages": [{"role": "user", "content": [CONTENT[1], CONTENT[1]]}]}, 422, "one image more than"),
         ({"messages": [{"role": "user", "content": [CONTENT[0], CONTENT[0]]}]}, 200, ""),
-        ({"messages": [MESSAGE], "temperatur": 1}, 422, "Did you mean 'temperature'?"),
+        ({"messages": [MESSAGE], "max_token": 1}, 422, "Did you mean 'max_tokens'?"),
         ({"messages": [MESSAGE], "temperature": "hot"}, 422, "temperature must be a number"),
         ({"messages": [MESSAGE], "temperature": 99}, 422, "temperature: Input should be less than or equal to 10"),
         ({"messages": [MESSAGE], "max_tokens": 0}, 422, "tokens: Input should be greater than or equal to 1"),
