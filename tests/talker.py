@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from polymodal.nn.language.decode import Decoding
+from polymodal.nn.language.model import Language
+from polymodal.types import Masked
 
 WORDS = ["red", "apple", "old", "bridge", "what", "is", "it", "yes", "no", "green", "pear"]
 TEMPLATE = (
@@ -49,3 +54,26 @@ def tiny_language(folder: Path, seed: int = 0, pad: bool = True, template: bool 
     LlamaForCausalLM(config).save_pretrained(folder)
     words.save_pretrained(folder)
     return f"hf:{folder}"
+
+
+def sliding_language(folder: Path) -> str:
+    """The same for a model that sees 4 positions only."""
+    tiny_language(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"hf:{folder}"
+
+
+def prompts(language: Language, *lengths: int) -> list[torch.Tensor]:
+    """Random prompts, each (length, W)."""
+    generator = torch.Generator().manual_seed(5)
+    return [torch.randn(length, language.width, generator=generator) for length in lengths]
+
+
+def batch(rows: list[torch.Tensor]) -> Masked:
+    """Prompts of any length as one batch."""
+    return Masked.pad(rows, rows[0][0])
+
+
+GREEDY, SAMPLED = Decoding(tokens=12), Decoding(tokens=12, temperature=0.9, top_k=20, top_p=0.9, seed=7)

@@ -1,7 +1,5 @@
 """What a language model says, row by row: to a batch, and without a cache."""
 
-import json
-
 import pytest
 import torch
 
@@ -9,9 +7,7 @@ from polymodal.errors import DataError
 from polymodal.nn.language.decode import Decoding, say
 from polymodal.nn.language.loading import load_language
 from polymodal.types import Masked
-from talker import tiny_language
-
-transformers = pytest.importorskip("transformers")
+from talker import GREEDY, SAMPLED, batch, prompts, sliding_language, tiny_language
 
 
 @pytest.fixture(scope="module")
@@ -19,33 +15,9 @@ def language(tmp_path_factory):
     return load_language(tiny_language(tmp_path_factory.mktemp("talker")))
 
 
-@pytest.fixture(scope="module")
-def sliding(tmp_path_factory):
-    """A model that sees 4 positions only."""
-    folder = tmp_path_factory.mktemp("sliding")
-    tiny_language(folder)
-    config = json.loads((folder / "config.json").read_text())
-    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
-    (folder / "config.json").write_text(json.dumps(config))
-    return load_language(f"hf:{folder}")
-
-
-def prompts(language, *lengths):
-    """Random prompts, each (length, W)."""
-    generator = torch.Generator().manual_seed(5)
-    return [torch.randn(length, language.width, generator=generator) for length in lengths]
-
-
-def batch(rows):
-    return Masked.pad(rows, rows[0][0])
-
-
-GREEDY, SAMPLED = Decoding(tokens=12), Decoding(tokens=12, temperature=0.9, top_k=20, top_p=0.9, seed=7)
-
-
-@pytest.fixture(params=["language", "sliding"])
-def either(request):
-    return request.getfixturevalue(request.param)
+@pytest.fixture(scope="module", params=["full", "sliding"])
+def either(request, language, tmp_path_factory):
+    return language if request.param == "full" else load_language(sliding_language(tmp_path_factory.mktemp("sliding")))
 
 
 def uncached(language, prompt, tokens):
