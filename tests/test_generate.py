@@ -298,3 +298,21 @@ def test_a_fit_that_was_killed_between_its_stages_ends_with_the_same_weights(nam
     resumed = pm.fit(plan, rows(24), cache=False, resume=tmp_path / "state").model.state_dict()
     whole = pm.fit(plan, rows(24), cache=False).model.state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_several_right_answers_are_all_right_and_the_first_is_learned(name):
+    task = Spec.parse(spec(name)).outputs["answer"]
+    task = task.fit([["red apple", "apple", "apple"], '["no", "yes"]'])
+    target = task.collate([["red apple", "apple", "apple"], '["no", "yes"]'])
+    ids = task.vocabulary.ids("apple")
+    output = torch.tensor([[-1.0, *ids], [-1.0, *ids]])
+    scores = task.metrics(output, target)
+    assert scores["exact_match"] == 0.5
+    assert scores["vqa_accuracy"] == pytest.approx((2 / 3 + 0) / 2)
+    costs = Model(Spec.parse(spec(name)).model_copy(update={"outputs": {"answer": task}}))
+    batch = {"asked": costs.spec.inputs["asked"].collate(["what is it", "no"])}
+    first = task.collate(["red apple", "no"])
+    with torch.no_grad():
+        torch.testing.assert_close(
+            *(costs.eval()(batch, targets={"answer": y}).decoded["answer"] for y in (target, first))
+        )

@@ -40,7 +40,8 @@ class TextHead(DecoderHead):
 
         Args:
             fused: of B rows.
-            target: (B, N) token ids of wanted answers, their end token included, as `Generate.collate` makes them.
+            target: (B, N) token ids of wanted answers, an end token behind each, as `Generate.collate` makes them; the
+                first of each row counts.
 
         Returns:
             Without targets (B, 1 + L) float64: the log-probability of what is said, and its token ids, `NOTHING` behind
@@ -59,7 +60,7 @@ class TextHead(DecoderHead):
 
     def _costs(self, prompts: Masked, target: Masked, rows: Tensor) -> Tensor:
         """What the answers of some rows cost; with a ``size``, all is computed again for the gradient."""
-        answers = [ids[real] for ids, real in zip(target.values[rows], target.mask[rows], strict=True)]
+        answers = [self._first(ids[real]) for ids, real in zip(target.values[rows], target.mask[rows], strict=True)]
 
         def run(values: Tensor) -> Tensor:
             asked = Masked(values, prompts.mask[rows])
@@ -70,6 +71,10 @@ class TextHead(DecoderHead):
         if self.size and torch.is_grad_enabled():
             return checkpoint(run, prompts.values[rows], use_reentrant=False)  # pyright: ignore[reportReturnType]
         return run(prompts.values[rows])
+
+    def _first(self, ids: Tensor) -> Tensor:
+        """The first of several right answers, its end token included."""
+        return ids[: int((ids == self.language.vocabulary.end).long().argmax()) + 1]
 
     def _said(self, prompts: Masked) -> Tensor:
         said = say(self.language, prompts, self.decoding)

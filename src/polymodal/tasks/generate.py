@@ -149,11 +149,16 @@ class Generate(Spoken):
         return found
 
     def metrics(self, output: Tensor, target: Masked) -> dict[str, float]:
-        """CIDEr first, then ROUGE-L, BLEU, token F1 and exact match, against all right answers."""
+        """CIDEr first, then ROUGE-L, BLEU, token F1 and exact match, against all right answers.
+
+        Where a row has several, also the accuracy of VQA, by how many of them agree.
+        """
         if output.ndim == 1:
             return {}
         said, wanted = self.said(output, target)
-        return metrics.text_scores(said, wanted) if said else {}
+        several = any(len(right) > 1 for right in wanted)
+        more = {"vqa_accuracy": metrics.mean(metrics.vqa_accuracy(said, wanted))} if several else {}
+        return metrics.text_scores(said, wanted) | more if said else {}
 
     def headline(self, output: Tensor, target: Masked) -> Callable[[np.ndarray], float] | None:
         """CIDEr of any labelled rows, by the frequencies of words in all of them."""
