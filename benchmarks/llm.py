@@ -12,6 +12,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS
 
 import argparse
 import http.client
+import itertools
 import json
 import statistics
 import subprocess
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ from polymodal.asking import prompts
 from polymodal.nn.language.decode import Decoding, say
 from polymodal.nn.language.loading import load_language
 from polymodal.nn.language.losses import answer_loss
+from polymodal.nn.language.memory import Memory
+from polymodal.nn.language.talk import Talk
 from polymodal.nn.lowrank import add_low_rank
 from polymodal.types import Masked
 
@@ -57,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     met = {name: x >= goal if way == ">=" else x <= goal for name, (x, way, goal) in goals.items()}
     for name, (x, way, goal) in goals.items():
-        shown = "  ".join(f"{key} {value:.2f}" for key, value in found[name].items() if key != "ratio")
+        shown = "  ".join(f"{key} {value:.3g}" for key, value in found[name].items() if key != "ratio")
         print(f"{name:<12} {shown}  ratio {x:.2f} (goal {way} {goal}{'' if met[name] else ', missed'})")
     if options.json:
         options.json.write_text(json.dumps(found), encoding="utf-8")
@@ -151,16 +155,25 @@ def _picture(seed: int) -> bytes:
 
 
 def first_token(bundle: pm.Bundle, repeats: int) -> dict[str, float]:
-    """Seconds to the first token, with a picture whose tokens are there and by text alone."""
+    """Seconds to the first token of a new question: about a picture that was asked about before, or about none.
+
+    And both where nothing is remembered. The picture's tokens are there in any case.
+    """
     part, head = bundle.spec.inputs["question"], bundle.model.decoders["answer"]
     image = bundle.embedder.embed("image", bundle.spec.inputs["image"].collate([_read(bundle)]))
-    inputs = {"image": image, "question": part.collate([QUESTION])}
-    alone = {"question": inputs["question"]}
+    numbers = itertools.count()
 
-    def first(given: Mapping[str, Masked]) -> int:
-        return len(say(head.language, prompts(bundle.model, "answer", given), Decoding(tokens=1)))
+    def first(given: Mapping[str, Masked], memory: Memory) -> int:
+        inputs = {**given, "question": part.collate([f"{next(numbers)}. {QUESTION}"])}
+        talk = Talk(head.language, 1, memory)
+        talk.start(prompts(bundle.model, "answer", inputs).values[0], Decoding(tokens=1))
+        return len(talk.step())
 
-    seconds, _ = alternate({"with a picture": lambda: first(inputs), "text": lambda: first(alone)}, repeats * 5)
+    seen, text, nothing = {"image": image}, dict[str, Masked](), Memory(0)
+    lasting = {"with a picture": (seen, Memory()), "text": (text, Memory())}
+    new = {"with a new picture": (seen, nothing), "new text": (text, nothing)}
+    ways = {name: partial(first, *way) for name, way in (lasting | new).items()}
+    seconds, _ = alternate(ways, repeats * 5)
     return seconds | {"ratio": seconds["with a picture"] / seconds["text"]}
 
 

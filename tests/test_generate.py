@@ -168,6 +168,31 @@ def test_packing_pieces_and_computing_again_cost_and_teach_the_same(name, more):
         torch.testing.assert_close(theirs[n], gradient, atol=1e-4, rtol=1e-3)
 
 
+def test_merged_changes_answer_the_same_and_follow_what_is_learned(name):
+    table = rows(6)
+    plan, apart = fitted(spec(name), table)
+    merging, merged = fitted(spec(name, merge=True), table)
+    batch, head = batch_of(plan, table), merged.decoders["answer"]
+    merged.load_state_dict(apart.state_dict())
+
+    def costs_of(model, plan):
+        with torch.no_grad():
+            return model(batch.inputs, targets=batch.targets).decoded["answer"]
+
+    first = costs_of(merged, merging)
+    torch.testing.assert_close(first, costs_of(apart, plan))
+    assert not any(p.requires_grad for p in head._held.merged().net.parameters())
+    assert head._held.merged() is head._held.merged()
+    assert head.language is head._held.exact, "with gradients, both are apart"
+    with torch.no_grad():
+        for model in (apart, merged):
+            for p in model.decoders["answer"].parts["language"]:
+                p.mul_(2)
+    torch.testing.assert_close(costs_of(merged, merging), costs_of(apart, plan))
+    assert not torch.allclose(costs_of(merged, merging), first)
+    assert apart.state_dict().keys() == merged.state_dict().keys()
+
+
 def test_what_stands_behind_an_absent_input_is_not_read(name):
     table = rows(12)
     plan, model = fitted(spec(name), table)
@@ -207,6 +232,7 @@ def test_stages_train_what_they_name_and_nothing_else(name):
         ({"backbone": "smollm2"}, {}, "decoder.backbone must be that of input 'asked'"),
         ({"projector": "linear", "count": 3}, {}, "count has no effect with projector linear"),
         ({"adapt": "none", "rank": 2}, {}, "rank has no effect with adapt none"),
+        ({"adapt": "all", "merge": True}, {}, "merge has no effect with adapt all"),
         ({"chat": False, "system": "be old"}, {}, "system has no effect without chat"),
         ({}, {"mixup": 0.2}, "mixup cannot mix what a language model reads"),
         ({"adapt": "none"}, {"rates": {"language": 1e-3}}, "language only where a decoder adapts"),

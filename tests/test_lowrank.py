@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from polymodal.nn.lowrank import LowRankLinear, add_low_rank
+from polymodal.nn.lowrank import LowRankLinear, add_low_rank, merge_low_rank
 
 
 class Net(nn.Module):
@@ -72,3 +72,18 @@ def test_what_enters_decides_the_type():
     y = change(torch.randn(2, 4, dtype=torch.bfloat16))
     assert y.dtype == torch.bfloat16
     assert change.down.dtype == torch.float32
+
+
+def test_merged_layers_do_the_same_and_leave_the_shared_ones_alone(net):
+    before = {n: p.clone() for n, p in net.named_parameters()}
+    bases = {n: m for n, m in net.named_modules() if isinstance(m, nn.Linear)}
+    for change in add_low_rank(net, 2, 4.0, seed=0).values():
+        change.up.data.normal_()
+    x = torch.randn(5, 6)
+    expected = net(x)
+    merge_low_rank(net)
+    torch.testing.assert_close(net(x), expected)
+    assert not any(p.requires_grad for p in net.parameters())
+    assert [n for n, m in net.named_modules() if isinstance(m, nn.Linear)] == list(bases)
+    for n, p in before.items():
+        assert torch.equal(bases[n.rpartition(".")[0]].get_parameter(n.rpartition(".")[2]), p)

@@ -13,6 +13,7 @@ from polymodal.data.table import Table
 from polymodal.errors import SpecError
 from polymodal.model import Model
 from polymodal.nn.language.decode import Decoding
+from polymodal.nn.language.memory import Memory
 from polymodal.nn.language.talk import stream
 from polymodal.tasks.generate import Generate
 from polymodal.types import Fused, Masked
@@ -31,13 +32,16 @@ def prompts(model: Model, name: str, inputs: Mapping[str, Masked]) -> Masked:
     return model.decoders[name].prompts(Fused(model.fusion(encoded).pooled, encoded, given=inputs))
 
 
-def talk(bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None) -> Iterator[str]:
+def talk(
+    bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None, memory: Memory | None = None
+) -> Iterator[str]:
     """The answer of a bundle to a row, text by text as it becomes certain.
 
     Args:
         bundle: with a task that answers in words.
         row: column -> cell; columns may be left out.
         how: the answer is made; as the task does it when not given.
+        memory: of what was asked before; none that lasts when not given.
 
     Raises:
         SpecError: no task answers in words, or beams are wanted.
@@ -51,4 +55,4 @@ def talk(bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None) ->
     prepared = prepare(bundle.spec, table, bundle.embedder.without_store(), targets=False, strict=True)
     asked = prompts(bundle.model, name, prepared.batch(torch.tensor([0])).to(bundle.device).inputs)
     language = bundle.model.decoders[name].language
-    yield from stream(language, asked.values[0, asked.mask[0]], how or task.decoding)
+    yield from stream(language, asked.values[0, asked.mask[0]], how or task.decoding, memory)

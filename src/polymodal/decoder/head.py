@@ -14,7 +14,7 @@ from polymodal.decoder.settings import COUNTS, RANK, Decoder
 from polymodal.decoder.template import FUSED
 from polymodal.nn.blocks import Named
 from polymodal.nn.language.model import Language
-from polymodal.nn.lowrank import add_low_rank
+from polymodal.nn.lowrank import add_low_rank, merge_low_rank
 from polymodal.nn.project import Projector
 from polymodal.settings import Trained
 from polymodal.types import Fused, Masked
@@ -32,10 +32,21 @@ class Held:
 
     def __init__(self, exact: Language, fast: Language | None = None) -> None:
         self.exact, self.fast = exact, fast
+        self._merged: tuple[Any, Language] | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with modules of its own, frozen weights shared; what is trained is copied once, with its owner."""
         return type(self)(_copied(self.exact, memo), None if self.fast is None else _copied(self.fast, memo))
+
+    def merged(self) -> Language:
+        """With low-rank changes added into weights of its own; made anew whenever the changes are others."""
+        state = [(p.data_ptr(), p._version) for p in self.exact.net.parameters() if p.requires_grad]
+        if self._merged is None or self._merged[0] != state:
+            self._merged = None  # its memory is free before another one is made
+            net = self.exact.private().net
+            merge_low_rank(net)
+            self._merged = state, self.exact.with_net(net)
+        return self._merged[1]
 
 
 class DecoderHead(nn.Module):
@@ -72,6 +83,8 @@ class DecoderHead(nn.Module):
     @property
     def language(self) -> Language:
         """The language model, with what was changed in it."""
+        if self.plan.merge and not self.training and not torch.is_grad_enabled():
+            return self._held.merged()
         return self._held.fast or self._held.exact
 
     @property

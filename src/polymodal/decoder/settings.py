@@ -38,6 +38,8 @@ class Decoder(BaseModel):
         count: soft tokens of a ``resampler`` (16); side of the squares that ``shuffle`` joins (2).
         adapt: what is trained of the language model: low-rank changes (``lora``), ``all`` of it, or ``none``.
         rank: of the low-rank changes; 8 when not given.
+        merge: answer by a copy of the weights that the low-rank changes are added into, instead of keeping both apart:
+            a tenth faster, for as much memory again.
         truncate: what becomes of a prompt that is longer than the model's context: an ``error``, or its ``left`` end
             is cut off.
         checkpointing: compute a layer's values again for the gradient instead of keeping them: less memory, a third
@@ -56,6 +58,7 @@ class Decoder(BaseModel):
     count: int | None = Field(default=None, ge=1, le=1024)
     adapt: Adapt = "lora"
     rank: int | None = Field(default=None, ge=1)
+    merge: bool = False
     truncate: Literal["error", "left"] = "error"
     checkpointing: bool = False
     packed: bool = False
@@ -76,6 +79,8 @@ class Decoder(BaseModel):
             raise ValueError(f"system has no effect without chat, got {self.system!r:.40}. Leave it out.")
         if self.rank is not None and self.adapt != "lora":
             raise ValueError(f"rank has no effect with adapt {self.adapt}, got {self.rank}. Leave it out.")
+        if self.merge and self.adapt != "lora":
+            raise ValueError(f"merge has no effect with adapt {self.adapt}, got true. Leave it out.")
         return self
 
     def within(self, inputs: Mapping[str, Modality], alone: bool) -> Self:

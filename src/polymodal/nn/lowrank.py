@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator
 
@@ -35,6 +36,13 @@ class LowRankLinear(nn.Module):
         change = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
         return self.base(x) + self.scale * change
 
+    def merged(self) -> nn.Linear:
+        """A layer of its own, frozen, that does the same in one product."""
+        layer = copy.deepcopy(self.base).requires_grad_(False)
+        change = (self.scale * (self.up.float() @ self.down.float())).to(layer.weight.dtype)
+        layer.weight.data += change.detach()
+        return layer
+
 
 def add_low_rank(net: nn.Module, rank: int, alpha: float, seed: int) -> dict[str, LowRankLinear]:
     """Put a change beside each linear layer of a network's blocks, in place; by the layers' names.
@@ -50,6 +58,13 @@ def add_low_rank(net: nn.Module, rank: int, alpha: float, seed: int) -> dict[str
         found[name] = LowRankLinear(layer, rank, alpha, generator)
         setattr(net.get_submodule(parent), own, found[name])
     return found
+
+
+def merge_low_rank(net: nn.Module) -> None:
+    """Put a merged layer in the place of each layer with a change, in place."""
+    for name, layer in [(name, m) for name, m in net.named_modules() if isinstance(m, LowRankLinear)]:
+        parent, _, own = name.rpartition(".")
+        setattr(net.get_submodule(parent), own, layer.merged())
 
 
 def _linear(net: nn.Module, start: str) -> Iterator[tuple[str, nn.Linear]]:

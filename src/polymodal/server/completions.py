@@ -158,9 +158,10 @@ class Told:
         """How many tokens there were."""
         return {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._counts(last)}
 
-    def _counts(self, last: Piece) -> dict[str, int]:
+    def _counts(self, last: Piece) -> dict[str, Any]:
         counts = {"prompt_tokens": self.prompt, "completion_tokens": last.tokens}
-        return counts | {"total_tokens": sum(counts.values())}
+        known = {"prompt_tokens_details": {"cached_tokens": last.known}}
+        return counts | {"total_tokens": sum(counts.values())} | known
 
 
 async def _whole(pieces: AsyncGenerator[Piece], told: Told, until: float) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from polymodal.errors import SpecError
-from polymodal.nn.language.cache import growing_cache, join, keep
+from polymodal.nn.language.cache import join, keep
 from polymodal.nn.language.decode import Decoding, Reason, Row, check_room, choose, positions
+from polymodal.nn.language.memory import Memory
 from polymodal.nn.language.model import Language
 from polymodal.nn.language.vocabulary import Spelling
 from polymodal.types import Masked
@@ -27,12 +28,14 @@ class Piece:
         text: that is certain now and was not before; perhaps "".
         reason: why the answer ended; None while it goes on.
         tokens: of the answer so far, without the end.
+        known: positions of the prompt that were remembered.
     """
 
     ticket: int
     text: str
     reason: Reason | None
     tokens: int
+    known: int = 0
 
 
 @dataclass(slots=True)
@@ -45,6 +48,7 @@ class _Answer:
     spelling: Spelling
     told: int = 0  # characters
     token: int = -1  # chosen, and not read yet
+    known: int = 0  # positions of the prompt
 
     def certain(self) -> str:
         """What is certain of the text: what may be the beginning of a stop text is held back."""
@@ -72,10 +76,11 @@ class Talk:
     Args:
         language: that answers.
         most: answers that are made together; others wait.
+        memory: of prompts; a new one when not given.
     """
 
-    def __init__(self, language: Language, most: int = 8) -> None:
-        self.language, self.most = language, most
+    def __init__(self, language: Language, most: int = 8, memory: Memory | None = None) -> None:
+        self.language, self.most, self.memory = language, most, Memory() if memory is None else memory
         self._batch, self._waiting, self._last = _Batch(), deque[tuple[_Answer, Tensor]](), 0
 
     def __len__(self) -> int:
@@ -142,8 +147,11 @@ class Talk:
         caches, reals = ([], []) if batch.real is None else ([batch.cache], [batch.real])
         while self._waiting and len(batch.answers) < self.most:
             answer, prompt = self._waiting.popleft()
-            real, held = _real(prompt), growing_cache()
-            found.append(self.language.step(prompt[None], real, positions(real), held).logits)
+            real = _real(prompt)
+            answer.known, held = self.memory.recall(prompt)
+            places = positions(real)[:, answer.known :]
+            found.append(self.language.step(prompt[None, answer.known :], real, places, held).logits)
+            self.memory.keep(prompt, held)
             batch.answers.append(answer)
             caches.append(held)
             reals.append(real)
@@ -172,22 +180,23 @@ class Talk:
         else:
             text = row.said(self.language, answer.how).text
         start, answer.told = answer.told, len(text)
-        return Piece(answer.ticket, text[start:], row.reason, len(row.ids))
+        return Piece(answer.ticket, text[start:], row.reason, len(row.ids), answer.known)
 
 
-def stream(language: Language, prompt: Tensor, how: Decoding) -> Iterator[str]:
+def stream(language: Language, prompt: Tensor, how: Decoding, memory: Memory | None = None) -> Iterator[str]:
     """One answer, text by text as it becomes certain.
 
     Args:
         language: that answers.
         prompt: (L, W) embeddings.
         how: the answer is made, without beams.
+        memory: of prompts; none that lasts when not given.
 
     Raises:
         SpecError: beams are wanted.
         DataError: prompt and answer do not fit the model's context.
     """
-    talk = Talk(language, 1)
+    talk = Talk(language, 1, memory)
     talk.start(prompt, how)
     while len(talk):
         yield from (piece.text for piece in talk.step() if piece.text)
