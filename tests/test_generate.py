@@ -10,10 +10,11 @@ import torch
 
 import polymodal as pm
 import toys  # noqa: F401  (a modality of plain vectors)
-from polymodal import cli
+from polymodal import asking, cli
 from polymodal.data.embedding import Embedder
 from polymodal.data.loader import prepare
 from polymodal.data.table import Table
+from polymodal.decoder.conversation import Conversation
 from polymodal.errors import BundleError, SpecError
 from polymodal.model import Model
 from polymodal.spec import Spec
@@ -191,6 +192,13 @@ def test_merged_changes_answer_the_same_and_follow_what_is_learned(name):
     torch.testing.assert_close(costs_of(merged, merging), costs_of(apart, plan))
     assert not torch.allclose(costs_of(merged, merging), first)
     assert apart.state_dict().keys() == merged.state_dict().keys()
+
+
+def test_a_conversation_needs_a_chat_template(name):
+    table = rows(2)
+    plan, model = fitted(spec(name, chat=False), table)
+    with pytest.raises(SpecError, match="needs a language model with a chat template"):
+        asking.prompts(model, "answer", batch_of(plan, table).inputs, Conversation(answers=("no",)))
 
 
 def test_what_stands_behind_an_absent_input_is_not_read(name):

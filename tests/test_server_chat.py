@@ -7,12 +7,15 @@ import time
 
 import openai
 import pytest
+import torch
 
 import polymodal as pm
 import tiny
 from hosted import ask, connect, running
+from polymodal.nn.language.decode import Decoding, say
 from polymodal.server.app import create_app
 from polymodal.server.settings import Settings
+from polymodal.types import Masked
 from talker import tiny_language
 
 PICTURE = base64.b64encode(tiny.picture(3)).decode()
@@ -124,14 +127,50 @@ def test_many_at_once_each_get_their_own(client):
 
 
 MESSAGE = {"role": "user", "content": "what is it"}
+ANSWER = {"role": "assistant", "content": "red apple<end>"}
+SYSTEM = {"role": "system", "content": "be <start>old"}
+
+
+def test_a_conversation_is_laid_out_by_the_chat_template(client, bundle):
+    language = bundle[1].model.decoders["answer"].answering
+    special, plain = language.vocabulary._framed, language.vocabulary.ids
+    again = MESSAGE | {"content": "is it red"}
+    found = client.chat.completions.create(model="stamps", messages=[SYSTEM, MESSAGE, ANSWER, again])
+    stretches = ["<start>system ", SYSTEM, "<end><start>user    ", MESSAGE, "<end><start>assistant ", ANSWER]
+    stretches += ["<end><start>user    ", again, "<end><start>assistant "]
+    parts = [
+        special.encode(x, add_special_tokens=False).ids if isinstance(x, str) else plain(x["content"])
+        for x in stretches
+    ]
+    ids = torch.tensor([[i for part in parts for i in part]])
+    expected = say(language, Masked(language.embed(ids), torch.ones_like(ids, dtype=torch.bool)), Decoding(tokens=12))
+    assert found.choices[0].message.content == expected[0].text
+    assert found.usage.prompt_tokens == ids.shape[1]
+
+
+def test_what_was_shown_in_an_earlier_turn_is_still_seen(client):
+    first = {"role": "user", "content": CONTENT}
+    whole = client.chat.completions.create(model="stamps", messages=[first, ANSWER, MESSAGE])
+    blind = client.chat.completions.create(model="stamps", messages=[MESSAGE, ANSWER, MESSAGE])
+    soft = said(client, CONTENT).usage.prompt_tokens - said(client, "what is it").usage.prompt_tokens
+    assert soft > 2
+    assert whole.usage.prompt_tokens - blind.usage.prompt_tokens == soft
+    assert whole.choices[0].message.content != blind.choices[0].message.content
+    third = [first, ANSWER, MESSAGE, {"role": "assistant", "content": "no"}, MESSAGE]
+    more = client.chat.completions.create(model="stamps", messages=third)
+    assert more.usage.prompt_tokens_details.cached_tokens >= whole.usage.prompt_tokens
 
 
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
-        ({}, 422, "messages must hold one message"),
-        ({"messages": [MESSAGE, MESSAGE]}, 422, "got 2 of them"),
-        ({"messages": [{"role": "system", "content": "be old"}]}, 422, "role must be 'user'"),
+        ({}, 422, "messages must be a list of one or more objects"),
+        ({"messages": []}, 422, "messages must be a list of one or more objects"),
+        ({"messages": [MESSAGE, MESSAGE]}, 422, "messages[1].role must be 'assistant', got 'user'"),
+        ({"messages": [MESSAGE, SYSTEM]}, 422, "messages[1].role must be 'assistant', got 'system'"),
+        ({"messages": [SYSTEM]}, 422, "must end with one of the role 'user'"),
+        ({"messages": [MESSAGE, ANSWER]}, 422, "must end with one of the role 'user'"),
+        ({"messages": [{"role": "system", "content": [CONTENT[1]]}, MESSAGE]}, 422, "content[0].type must be 'text'"),
         ({"messages": [{"role": "user", "content": 3}]}, 422, "must be a text or a list of parts"),
         ({"messages": [{"role": "user", "content": [{"type": "video"}]}]}, 422, "must have a type of"),
         ({"messages": [{"role": "user", "content": [CONTENT[1], CONTENT[1]]}]}, 422, "one image more than"),

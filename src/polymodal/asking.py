@@ -10,6 +10,7 @@ import torch
 from polymodal.bundle import Bundle
 from polymodal.data.loader import prepare
 from polymodal.data.table import Table
+from polymodal.decoder.conversation import Conversation
 from polymodal.errors import SpecError
 from polymodal.model import Model
 from polymodal.nn.language.decode import Decoding
@@ -20,16 +21,21 @@ from polymodal.types import Fused, Masked
 
 
 @torch.inference_mode()
-def prompts(model: Model, name: str, inputs: Mapping[str, Masked]) -> Masked:
+def prompts(model: Model, name: str, inputs: Mapping[str, Masked], other: Conversation | None = None) -> Masked:
     """What the decoder of a task reads, as embeddings (B, L, W).
 
     Args:
         model: in evaluation mode.
         name: of a task with a decoder.
         inputs: as the model takes them.
+        other: what else was said in a conversation of which each row is a turn; B is 1 then.
+
+    Raises:
+        SpecError: the language model takes no such conversation.
     """
     encoded = {n: model.encode(n, inputs[n]) for n in model.names if n in inputs}
-    return model.decoders[name].prompts(Fused(model.fusion(encoded).pooled, encoded, given=inputs))
+    fused, head = Fused(model.fusion(encoded).pooled, encoded, given=inputs), model.decoders[name]
+    return head.prompts(fused) if other is None else head.conversation(fused, other)
 
 
 def talk(
@@ -54,5 +60,5 @@ def talk(
     table = Table.read([dict(row)])
     prepared = prepare(bundle.spec, table, bundle.embedder.without_store(), targets=False, strict=True)
     asked = prompts(bundle.model, name, prepared.batch(torch.tensor([0])).to(bundle.device).inputs)
-    language = bundle.model.decoders[name].language
+    language = bundle.model.decoders[name].answering
     yield from stream(language, asked.values[0, asked.mask[0]], how or task.decoding, memory)

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from polymodal.decoder.conversation import Conversation
 from polymodal.decoder.settings import COUNTS, RANK, Decoder
 from polymodal.decoder.template import FUSED
+from polymodal.errors import SpecError
 from polymodal.nn.blocks import Named
 from polymodal.nn.language.model import Language
 from polymodal.nn.lowrank import add_low_rank, merge_low_rank
@@ -83,9 +85,12 @@ class DecoderHead(nn.Module):
     @property
     def language(self) -> Language:
         """The language model, with what was changed in it."""
-        if self.plan.merge and not self.training and not torch.is_grad_enabled():
-            return self._held.merged()
         return self._held.fast or self._held.exact
+
+    @property
+    def answering(self) -> Language:
+        """The same where no gradient is wanted: with merged changes, if they are to be."""
+        return self._held.merged() if self.plan.merge else self.language
 
     @property
     def parts(self) -> dict[Trained, list[nn.Parameter]]:
@@ -110,7 +115,30 @@ class DecoderHead(nn.Module):
         Args:
             fused: with the inputs' tokens, and as ``given`` the words of those that are read word for word.
         """
-        rows, parts = len(fused.pooled), [self._words(self._before, fused)]
+        whole = _joined([self._words(self._before, fused), *self._asked(fused), self._words(self._after, fused)])
+        return self._fitting(whole)
+
+    def conversation(self, fused: Fused, other: Conversation) -> Masked:
+        """What it is asked in a conversation, as embeddings (1, L, W).
+
+        Args:
+            fused: of the user's turns, a row each, in their order.
+            other: what else was said.
+
+        Raises:
+            SpecError: it is not spoken to by a chat template that takes such a conversation.
+        """
+        words = self.language.vocabulary
+        if not self.plan.chat or not words.talks:
+            raise SpecError("a conversation of several messages needs a language model with a chat template.")
+        asked, one = _joined(self._asked(fused)), Fused(fused.pooled[:1], {})
+        turns = [Masked(x[real][None], real[real][None]) for x, real in zip(asked.values, asked.mask, strict=True)]
+        frames = [self._words(ids, one) for ids in words.frames(other.messages(self.plan.system))]
+        return self._fitting(_joined(other.woven(frames, turns, lambda text: self._words(words.ids(text), one))))
+
+    def _asked(self, fused: Fused) -> list[Masked]:
+        """The prompt, without what the chat template lays around it."""
+        rows, parts = len(fused.pooled), list[Masked]()
         for piece in self.plan.pieces:
             if piece.text:
                 parts.append(self._words(self.language.vocabulary.ids(piece.text), fused))
@@ -122,9 +150,9 @@ class DecoderHead(nn.Module):
                 parts += [] if x is None else [Masked(self.language.embed(x.values.masked_fill(~x.mask, 0)), x.mask)]
             elif piece.input in fused.tokens:
                 parts.append(self.projectors[piece.input](fused.tokens[piece.input]))
-        parts.append(self._words(self._after, fused))
-        dtype = parts[0].values.dtype
-        whole = Masked(torch.cat([x.values.to(dtype) for x in parts], 1), torch.cat([x.mask for x in parts], 1))
+        return parts
+
+    def _fitting(self, whole: Masked) -> Masked:
         return whole if self.plan.truncate == "error" else _newest(whole, self.language.context - self.room)
 
     @property
@@ -149,6 +177,12 @@ def _copied(language: Language, memo: dict[int, Any]) -> Language:
 def _kind(plan: Decoder, name: str) -> Any:
     """The projector of a place: one vector needs no choice or rearrangement of tokens."""
     return "mlp" if name == FUSED and plan.projector in ("resampler", "shuffle") else plan.projector
+
+
+def _joined(parts: Sequence[Masked]) -> Masked:
+    """One behind the other."""
+    dtype = parts[0].values.dtype
+    return Masked(torch.cat([x.values.to(dtype) for x in parts], 1), torch.cat([x.mask for x in parts], 1))
 
 
 def _newest(x: Masked, most: int) -> Masked:

@@ -48,7 +48,8 @@ class LabelHead(DecoderHead):
         return torch.cat([checkpoint(self._scores, *part, use_reentrant=False) for part in parts])  # pyright: ignore
 
     def _scores(self, values: Tensor, mask: Tensor) -> Tensor:
-        return self.tree.scores(self.language, Masked(values, mask), self.plan.checkpointing)
+        language = self.language if torch.is_grad_enabled() else self.answering
+        return self.tree.scores(language, Masked(values, mask), self.plan.checkpointing)
 
 
 def label_ids(ids_of: Callable[[str], list[int]], labels: Sequence[str]) -> list[list[int]]:

@@ -77,7 +77,7 @@ class TextHead(DecoderHead):
         return ids[: int((ids == self.language.vocabulary.end).long().argmax()) + 1]
 
     def _said(self, prompts: Masked) -> Tensor:
-        said = say(self.language, prompts, self.decoding)
+        said = say(self.answering, prompts, self.decoding)
         longest = max((len(one.ids) for one in said), default=0)
         found = torch.full((len(said), 1 + longest), float(NOTHING), dtype=torch.float64)
         for row, one in zip(found, said, strict=True):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from polymodal.decoder.conversation import Conversation
 from polymodal.nn.language.decode import Decoding
 from polymodal.server.errors import Refused
 from polymodal.server.strict import json_type, near, short
@@ -18,6 +19,7 @@ TAKEN = (
 )  # fmt: skip
 """Keys of a request; the last three say nothing about the answer."""
 
+SYSTEM = ("system", "developer")
 PARTS = ("text", "image_url", "input_audio", "input_table")
 FORMATS = {"wav": "wav", "mp3": "mpeg", "flac": "flac", "ogg": "ogg"}
 """Format of a sound -> its media type."""
@@ -28,13 +30,15 @@ class Chat:
     """A request.
 
     Attributes:
-        row: column or input -> cell, as a prediction's request has it.
+        rows: of what a user says, the last one is asked: column or input -> cell, as a prediction's request has it.
+        other: what else was said; None where that is nothing.
         how: the answer is made.
         stream: whether it is sent piece by piece.
         usage: whether the stream ends with counts of tokens.
     """
 
-    row: dict[str, Any]
+    rows: list[dict[str, Any]]
+    other: Conversation | None
     how: Decoding
     stream: bool
     usage: bool
@@ -65,26 +69,49 @@ def read_chat(document: Any, spec: Spec, task: Generate) -> Chat:
     stream, options = document.get("stream") or False, document.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(options, dict):
         raise Refused(422, "stream must be true or false, and stream_options an object.", "stream")
-    row = _Row(spec).read(_content(document.get("messages")))
-    return Chat(row, _how(document, task.decoding), stream, bool(options.get("include_usage")))
+    rows, other = _said(document.get("messages"), spec)
+    return Chat(rows, other, _how(document, task.decoding), stream, bool(options.get("include_usage")))
 
 
-def _content(messages: Any) -> list[dict[str, Any]]:
-    """Parts of the one thing that a user says."""
-    if not isinstance(messages, list) or len(messages) != 1 or not isinstance(messages[0], dict):
-        got = f"{len(messages)} of them" if isinstance(messages, list) else json_type(messages)
-        told = "messages must hold one message of the role user, since the model answers one row at a time"
-        raise Refused(422, f"{told}, got {got}.", "messages")
-    if messages[0].get("role") != "user":
-        raise Refused(
-            422, f"messages[0].role must be 'user', got {short(messages[0].get('role'))}.", "messages[0].role"
-        )
-    content = messages[0].get("content")
+def _said(messages: Any, spec: Spec) -> tuple[list[dict[str, Any]], Conversation | None]:
+    """What a user says, turn by turn, and what else was said."""
+    if not isinstance(messages, list) or not messages or not all(isinstance(one, dict) for one in messages):
+        told = "messages must be a list of one or more objects of a role and a content"
+        raise Refused(422, f"{told}, got {json_type(messages)}.", "messages")
+    first = int(messages[0].get("role") in SYSTEM)
+    system, rows, answers = None, list[dict[str, Any]](), list[str]()
+    for i, message in enumerate(messages):
+        role, wanted = message.get("role"), ("user", "assistant")[(i - first) % 2]
+        where, parts = f"messages[{i}]", _parts(message.get("content"), f"messages[{i}].content")
+        if i < first:
+            system = _words(parts, where)
+        elif role != wanted:
+            told = "A system message may come first, then user and assistant take turns"
+            raise Refused(422, f"{where}.role must be {wanted!r}, got {short(role)}. {told}.", f"{where}.role")
+        elif role == "user":
+            rows.append(_Row(spec).read(parts, f"{where}.content"))
+        else:
+            answers.append(_words(parts, where))
+    if len(rows) == len(answers):
+        raise Refused(422, "messages must end with one of the role 'user'.", "messages")
+    return rows, None if system is None and not answers else Conversation(system, tuple(answers))
+
+
+def _parts(content: Any, where: str) -> list[dict[str, Any]]:
+    """Parts of one message."""
     parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
     if not isinstance(parts, list) or not parts or not all(isinstance(part, dict) for part in parts):
-        told = f"messages[0].content must be a text or a list of parts, got {json_type(content)}."
-        raise Refused(422, told, "messages[0].content")
+        raise Refused(422, f"{where} must be a text or a list of parts, got {json_type(content)}.", where)
     return parts
+
+
+def _words(parts: list[dict[str, Any]], where: str) -> str:
+    """The text of a message that can hold nothing else."""
+    for i, part in enumerate(parts):
+        if part.get("type") != "text":
+            told = f"{where}.content[{i}].type must be 'text' in a message that is no user's"
+            raise Refused(422, f"{told}, got {short(part.get('type'))}.", where)
+    return "\n".join(_text(part.get("text"), f"{where}.content[{i}]") for i, part in enumerate(parts))
 
 
 class _Row:
@@ -96,11 +123,11 @@ class _Row:
         words = [n for n, part in spec.inputs.items() if part.verbatim]
         self.free["text"] = words or [n for n, part in spec.inputs.items() if part.kind in ("text", "words")]
 
-    def read(self, parts: list[dict[str, Any]]) -> dict[str, Any]:
-        """The row."""
+    def read(self, parts: list[dict[str, Any]], place: str) -> dict[str, Any]:
+        """The row of a message's content, whose place is given."""
         texts = list[str]()
         for i, part in enumerate(parts):
-            where, kind = f"messages[0].content[{i}]", part.get("type")
+            where, kind = f"{place}[{i}]", part.get("type")
             if kind not in PARTS or kind not in part:
                 told = f"{where} must have a type of {list(PARTS)} and a key of that name"
                 raise Refused(422, f"{told}, got {short(kind)}.{near(str(kind), PARTS)}", where)
@@ -116,7 +143,7 @@ class _Row:
             else:
                 self.row |= value
         if said := "\n".join(texts).strip():
-            self._place("text", said, "messages[0].content")
+            self._place("text", said, place)
         return self.row
 
     def _place(self, kind: str, value: Any, where: str) -> None:

@@ -109,8 +109,11 @@ class Completions:
         chat = read_chat(document, spec, task)
         if served not in self._intakes:
             self._intakes[served] = Intake(spec, self.settings)
-        row = await self._intakes[served].read(dumps({"inputs": [chat.row]}), "application/json")
-        return Asked(name, chat, await served.prompt(name, row.rows[0], deadline))
+        read = await self._intakes[served].read(dumps({"inputs": chat.rows}), "application/json")
+        try:
+            return Asked(name, chat, await served.prompt(name, read.rows, chat.other, deadline))
+        except SpecError as error:
+            raise Refused(422, str(error), "messages") from None
 
     async def _stream(
         self, pieces: AsyncGenerator[Piece], chat: Chat, told: Told, receive: Receive, send: Send

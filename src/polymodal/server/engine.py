@@ -21,6 +21,7 @@ from polymodal.data.embedding import Embedder
 from polymodal.data.features import cache_folder
 from polymodal.data.gather import embed_values
 from polymodal.data.source import read_cell
+from polymodal.decoder.conversation import Conversation
 from polymodal.errors import DataError, SpecError
 from polymodal.explain.rows import Answering, Game, explain_batch
 from polymodal.part import Modality
@@ -174,11 +175,21 @@ class Engine:
         return inputs, self._decode(inputs)
 
     @torch.inference_mode()
-    def prompts(self, task: str, rows: Sequence[Row]) -> Masked:
-        """What the language model of a task reads about decoded rows, as embeddings (B, L, W)."""
+    def prompt(self, task: str, rows: Sequence[Row], other: Conversation | None) -> Tensor:
+        """What the language model of a task reads about decoded rows, as embeddings (L, W).
+
+        Args:
+            task: that answers.
+            rows: the one that is asked about, or the user's turns of a conversation.
+            other: what else was said in it.
+
+        Raises:
+            SpecError: the language model takes no such conversation.
+        """
         with self._counted():
             inputs = self._inputs(rows)
-        return prompts(self.bundle.model, task, inputs)
+        x = prompts(self.bundle.model, task, inputs, other)
+        return x.values[0, x.mask[0]]
 
     def warm(self) -> None:
         """Answer made-up rows, so that all is loaded before the first request: all inputs, each alone, several."""

@@ -7,12 +7,14 @@ import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from polymodal.bundle import Bundle
+from polymodal.decoder.conversation import Conversation
 from polymodal.errors import BundleError, DataError
 from polymodal.runtimes import choose
 from polymodal.server.batching import Batcher, Late
@@ -143,25 +145,24 @@ class Served:
         """
         return _raised(self._read(0, rows, strict, False))
 
-    async def prompt(self, task: str, row: Mapping[str, Any], deadline: float) -> Tensor:
-        """What the language model of a task reads about a row, as embeddings (L, W).
+    async def prompt(
+        self, task: str, rows: Sequence[Mapping[str, Any]], other: Conversation | None, deadline: float
+    ) -> Tensor:
+        """What the language model of a task reads about rows (see `Engine.prompt`), as embeddings (L, W).
 
         Raises:
             DataError: a cell is broken, or nothing can be read.
+            SpecError: the language model takes no such conversation.
             Late: the deadline has passed.
         """
-        decoded = await self._decode([row], True, False, deadline)
-
-        def asked() -> Tensor:
-            x = self.engine.prompts(task, decoded)
-            return x.values[0, x.mask[0]]
-
+        decoded = await self._decode(rows, True, False, deadline)
+        asked = partial(self.engine.prompt, task, decoded, other)
         return await asyncio.get_running_loop().run_in_executor(self._decoders, asked)
 
     def speaker(self, task: str) -> Speaker:
         """Who answers in words for a task; started when first needed."""
         if task not in self._speakers:
-            self._speakers[task] = Speaker(self.bundle.model.decoders[task].language, self._queue)
+            self._speakers[task] = Speaker(self.bundle.model.decoders[task].answering, self._queue)
         return self._speakers[task]
 
     async def close(self, seconds: float) -> None:

@@ -6,6 +6,8 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+from polymodal.errors import SpecError
+
 MARK = "\ufffc"
 """Stands for what a user says while a chat template is laid around it."""
 
@@ -51,21 +53,37 @@ class Vocabulary:
             system: what the model is told first; None for what its template says by itself.
             chat: whether the chat template is used, if there is one.
         """
-        if chat and self._tokenizer.chat_template:
-            before, after = self._frame(system)
-            return self._special(before), self._special(after)
+        if chat and self.talks:
+            told = [] if system is None else [("system", system)]
+            before, after = self.frames([*told, ("user", None)])
+            return before, after
         first = self._tokenizer.bos_token_id
         return [self.end if first is None else int(first)], []  # something is always read, also where all is absent
 
-    def _frame(self, system: str | None) -> tuple[str, str]:
-        told = [] if system is None else [{"role": "system", "content": system}]
-        asked = [*told, {"role": "user", "content": MARK}]
-        framed = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        before, _, after = framed.partition(MARK)
-        return before, after
+    @property
+    def talks(self) -> bool:
+        """Whether there is a chat template."""
+        return bool(self._tokenizer.chat_template)
 
-    def _special(self, text: str) -> list[int]:
-        return list(self._framed.encode(text, add_special_tokens=False).ids)
+    def frames(self, messages: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+        """Token ids that the chat template has before, between and behind messages.
+
+        Args:
+            messages: role and content of each; None for one that is laid between the ids, of which there is one stretch
+                more than of those.
+
+        Raises:
+            SpecError: the template refuses such messages, or does not say each once.
+        """
+        asked = [{"role": role, "content": MARK if content is None else content} for role, content in messages]
+        try:
+            framed = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+        except Exception as error:  # noqa: BLE001  (what a template raises is its own)
+            raise SpecError(f"the chat template must take {[role for role, _ in messages]}: {error}") from None
+        stretches = framed.split(MARK)
+        if len(stretches) != 1 + sum(content is None for _, content in messages):
+            raise SpecError(f"the chat template must say each of {[role for role, _ in messages]} once.")
+        return [list(self._framed.encode(text, add_special_tokens=False).ids) for text in stretches]
 
 
 class Spelling:
