@@ -83,7 +83,10 @@ class Front:
         if scope["path"] in own and scope["method"] in ("GET", "HEAD"):
             status, headers, body = await own[scope["path"]]()
         else:
-            status, headers, body = await self._pass_on(scope, receive)
+            reply = await self._pass_on(scope, receive, send)
+            if reply is None:
+                return
+            status, headers, body = reply
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
@@ -99,8 +102,11 @@ class Front:
         text = await asyncio.to_thread(self._metrics.together, self.crew)
         return _reply(200, text, MEDIA_TYPE)
 
-    async def _pass_on(self, scope: Scope, receive: Receive) -> Reply:
-        """Have a worker answer; another one where it cannot be reached, as it has then seen nothing of the request."""
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> Reply | None:
+        """Have a worker answer; another one where it cannot be reached, as it has then seen nothing of the request.
+
+        None where the answer was a stream, which has been passed on.
+        """
         message = await _receive(receive)
         for _ in self.crew.workers:
             worker = None if self._stopping else self.crew.pick()
@@ -108,7 +114,7 @@ class Front:
                 break
             worker.busy += 1
             try:
-                return await self._ask(worker, scope, receive, message)
+                return await self._ask(worker, scope, message, receive, send)
             except aiohttp.ClientConnectorError:
                 worker.ready = False  # its end is noticed a little later
             except (aiohttp.ClientError, ConnectionError) as error:
@@ -119,12 +125,14 @@ class Front:
                 worker.busy -= 1
         raise _unready(self._stopping)
 
-    async def _ask(self, worker: Worker, scope: Scope, receive: Receive, first: Mapping[str, Any]) -> Reply:
+    async def _ask(
+        self, worker: Worker, scope: Scope, first: Mapping[str, Any], receive: Receive, send: Send
+    ) -> Reply | None:
         if not first.get("more_body"):
             async with asyncio.timeout(self._settings.deadline + GRACE):
-                return await _call(worker, scope, first.get("body") or None)
+                return await _call(worker, scope, first.get("body") or None, receive, send)
         pieces = asyncio.Queue[bytes | None]()  # within the limits that the guard keeps
-        asking = asyncio.create_task(_call(worker, scope, _drain(pieces)))
+        asking = asyncio.create_task(_call(worker, scope, _drain(pieces), receive, send))
         try:
             message = first
             while not asking.done():
@@ -170,8 +178,11 @@ async def _drain(pieces: asyncio.Queue[bytes | None]) -> AsyncIterator[bytes]:
             yield piece
 
 
-async def _call(worker: Worker, scope: Scope, body: Any) -> Reply:
-    """Send a request to a worker, and read its whole answer, so that half of one is never passed on."""
+async def _call(worker: Worker, scope: Scope, body: Any, receive: Receive, send: Send) -> Reply | None:
+    """Send a request to a worker, and read its whole answer, so that half of one is never passed on.
+
+    Only a stream of events is passed on as it comes; None then.
+    """
     path = scope["raw_path"] + (b"?" + scope["query_string"] if scope["query_string"] else b"")
     headers = CIMultiDict((k.decode("latin-1"), v.decode("latin-1")) for k, v in scope["headers"] if k not in _HOPS)
     headers["X-Request-Id"] = scope["note"].request_id
@@ -182,9 +193,25 @@ async def _call(worker: Worker, scope: Scope, body: Any) -> Reply:
         scope["method"], URL(f"http://worker{path.decode('latin-1')}", encoded=True), data=body, headers=headers,
         allow_redirects=False, skip_auto_headers=_NO_MORE, timeout=aiohttp.ClientTimeout(total=None),
     ) as response:  # fmt: skip
-        content = await response.read()
         kept = [(k.lower(), v) for k, v in response.raw_headers if k.lower() not in _HOPS | _SET_HERE]
-        return response.status, kept, content
+        if response.content_type != "text/event-stream":
+            return response.status, kept, await response.read()
+        await send({"type": "http.response.start", "status": response.status, "headers": kept})
+        await _relay(response.content, receive, send)
+    return None
+
+
+async def _relay(pieces: aiohttp.StreamReader, receive: Receive, send: Send) -> None:
+    """Pass a stream on, until its end or until the client hangs up, which is then seen by the worker, too."""
+    gone = asyncio.ensure_future(receive())
+    try:
+        async for piece in pieces.iter_any():
+            if gone.done():
+                return
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+    finally:
+        gone.cancel()
 
 
 class _Log(Log):
