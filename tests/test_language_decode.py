@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from polymodal.errors import DataError
-from polymodal.nn.language.decode import Decoding, say
+from polymodal.nn.language.decode import Decoding, Row, say
 from polymodal.nn.language.loading import load_language
 from polymodal.types import Masked
 from talker import GREEDY, SAMPLED, batch, prompts, sliding_language, tiny_language
@@ -115,3 +115,18 @@ def test_what_does_not_fit_is_refused(language):
     for wrong in ({"top_k": 3}, {"temperature": 1.0, "beams": 2}, {"stop": ("",)}, {"tokens": 0}):
         with pytest.raises(ValueError, match=r"top_k|beams|stop|tokens"):
             Decoding(**wrong)
+
+
+@pytest.mark.parametrize("temperature", [1e-320, 1e-30])
+def test_next_to_no_temperature_takes_the_likeliest(language, temperature):
+    rows = batch(prompts(language, 5, 9))
+    greedy = [one.ids for one in say(language, rows, GREEDY)]
+    assert [one.ids for one in say(language, rows, Decoding(tokens=12, temperature=temperature))] == greedy
+
+
+def test_any_seed_of_64_bits_is_one_of_its_own():
+    drawn = [Row.of(seed, 0).generator.initial_seed() for seed in (0, 1, 1 << 32, (1 << 32) + 1, (1 << 64) - 1)]
+    assert len(set(drawn)) == len(drawn)
+    assert Row.of(1, 0).generator.initial_seed() == drawn[1] != Row.of(1, 1).generator.initial_seed()
+    with pytest.raises(ValueError, match="seed"):
+        Decoding(temperature=1, seed=1 << 64)

@@ -1,11 +1,15 @@
 """Chats over HTTP: the stock client of the OpenAI API, streams, bad requests, and clients that hang up."""
 
 import base64
+import gc
 import http.client
 import json
+import shutil
 import threading
 import time
 import urllib.request
+import weakref
+from pathlib import Path
 
 import openai
 import pytest
@@ -15,8 +19,11 @@ import polymodal as pm
 import tiny
 from hosted import ask, connect, running
 from polymodal.nn.language.decode import Decoding, say
+from polymodal.nn.language.talk import Talk
 from polymodal.server.app import create_app
+from polymodal.server.served import Served
 from polymodal.server.settings import Settings
+from polymodal.server.speaker import Speaker
 from polymodal.types import Masked
 from running import Running, until
 from talker import tiny_language
@@ -164,6 +171,11 @@ def test_what_was_shown_in_an_earlier_turn_is_still_seen(client):
     assert more.usage.prompt_tokens_details.cached_tokens >= whole.usage.prompt_tokens
 
 
+def asked(*parts):
+    """A request of one message."""
+    return {"messages": [{"role": "user", "content": list(parts)}]}
+
+
 @pytest.mark.parametrize(
     ("body", "status", "told"),
     [
@@ -187,20 +199,37 @@ def test_what_was_shown_in_an_earlier_turn_is_still_seen(client):
         ({"messages": [MESSAGE], "n": 2}, 422, "n must be 1"),
         ({"messages": [MESSAGE], "model": "other"}, 404, "model must be one of"),
         ({"messages": [{"role": "user", "content": [{"type": "input_table", "input_table": {"y": 1}}]}]}, 422, "'y'"),
+        (asked({"type": "image_url", "image_url": {"url": "data:,x"}}), 422, "messages[0].content.image"),
+        (asked({"type": "image_url", "image_url": {"url": ""}}), 422, "text 'url', got ''"),
+        (asked({"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}), 422, "got an empty image"),
+        (asked({"type": "image_url", "image_url": CONTENT[1]["image_url"] | {"page": 2}}), 422, "got 'page'"),
+        (asked({"type": "text", "text": "no", "image_url": {"url": "x"}}), 422, "got 'image_url'"),
+        (asked({"type": "text", "text": "what is it " * 300}), 422, "must be shorter: 'question' was cut"),
+        (asked({"type": "input_audio", "input_audio": {"data": "AA==", "format": "x"}}), 422, "format must be one of"),
+        (asked({"type": "input_audio", "input_audio": {"data": "AA==", "format": []}}), 422, "format must be one of"),
+        (asked(CONTENT[0], {"type": "input_table", "input_table": {"question": "no"}}), 422, "'question' once"),
+        (asked(CONTENT[3], {"type": "input_table", "input_table": {"x": -5}}), 422, "'x' once"),
+        ({"messages": [MESSAGE | {"tool_calls": [{"id": "1"}]}]}, 422, "got 'tool_calls'"),
+        ({"messages": [MESSAGE, ANSWER] * 300}, 413, "messages must hold at most 256 of the user"),
+        ({"messages": [MESSAGE], "stop": ["z" * 257]}, 422, "each of at most 256 characters"),
+        ({"messages": [MESSAGE], "stop": [str(i) for i in range(5)]}, 422, "at most 4 texts"),
+        ({"messages": [MESSAGE], "top_p": 0.9}, 422, "top_k and top_p have no effect with temperature 0"),
+        ({"messages": [MESSAGE], "temperature": 1, "top_p": 5}, 422, "top_p"),
+        ({"messages": [MESSAGE], "temperature": 1, "seed": 1 << 64}, 422, "seed"),
+        ({"messages": [MESSAGE], "temperature": 1, "seed": (1 << 64) - 1}, 200, ""),
+        ({"messages": [MESSAGE], "temperature": 1e-320}, 200, ""),
+        ({"messages": [MESSAGE], "n": True}, 422, "n must be 1"),
+        ({"messages": [MESSAGE], "stream": 0}, 422, "stream must be true or false"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,x"}}]}]},
+            {"messages": [MESSAGE], "stream_options": {"include_usage": "no"}},
             422,
-            "image",
+            "include_usage must be true or false",
         ),
-        (
-            {
-                "messages": [
-                    {"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "", "format": "x"}}]}
-                ]
-            },
-            422,
-            "format must be one of",
-        ),
+        ({"messages": [MESSAGE], "stream_options": {"usage": True}}, 422, "got 'usage'"),
+        ({"messages": [MESSAGE], "logprobs": True}, 422, "{'logprobs': True}"),
+        ({"messages": [MESSAGE], "n": None, "tools": [], "logprobs": False, "frequency_penalty": 0.0}, 200, ""),
+        ({"messages": [MESSAGE], "response_format": {"type": "text"}, "tool_choice": None}, 200, ""),
+        ({"messages": [MESSAGE | {"refusal": None, "annotations": []}]}, 200, ""),
     ],
 )
 def test_bad_requests_are_told_what_is_wrong_and_the_server_goes_on(place, body, status, told):
@@ -219,12 +248,71 @@ def test_a_client_that_hangs_up_ends_its_answer(place, client):
         head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
         connection.sendall(head.encode() + body)
         assert b"200" in connection.recv(100)
-    for _ in range(200):
-        waiting = ask(place, "/metrics").body.decode()
-        if 'polymodal_queue_depth{model="stamps"} 0' in waiting or "waiting" not in waiting:
-            break
-        time.sleep(0.02)
+        assert waiting(place) == 1
+    until(lambda: waiting(place) == 0, "the end of an answer that nobody hears")
     assert said(client, "yes", max_tokens=2).choices[0].message.content is not None
+
+
+def waiting(place):
+    """Answers that are made, and rows that wait."""
+    lines = ask(place, "/metrics").body.decode().splitlines()
+    return float(next(x for x in lines if x.startswith('polymodal_waiting_rows{model="stamps"}')).split()[1])
+
+
+def test_a_query_is_refused(place):
+    reply = ask(place, "/v1/chat/completions?model=stamps", {"messages": [MESSAGE]})
+    assert (reply.status, "The query must be empty" in reply.body.decode()) == (422, True)
+
+
+def test_what_was_mended_is_told(client):
+    found = said(client, [CONTENT[0], {"type": "input_table", "input_table": {"colour": "purple"}}])
+    assert found.repairs == [{"table": ["colour: unseen category"]}]
+    assert not hasattr(said(client, CONTENT), "repairs")
+
+
+def test_a_model_is_told_of_by_its_name(client):
+    assert client.models.retrieve("stamps").id == "stamps"
+    with pytest.raises(openai.NotFoundError, match="model must be one of"):
+        client.models.retrieve("stamp")
+
+
+def test_a_deadline_that_passes_in_a_stream_is_told_by_its_last_event(bundle, monkeypatch):
+    step = Talk.step
+    monkeypatch.setattr(Talk, "step", lambda self: (time.sleep(0.3), step(self))[1])
+    with running(create_app(Settings.make(bundle[0], page=False, deadline=0.5))) as found:
+        body = {"messages": [MESSAGE], "stream": True, "max_tokens": 480, "temperature": 2.0, "seed": 1}
+        reply = ask(found, "/v1/chat/completions", body)
+        assert reply.status == 200
+        *pieces, last = [json.loads(line[6:]) for line in reply.body.decode().split("\n\n") if line]
+        assert last["error"]["type"] == "deadline"
+        assert all(piece["object"] == "chat.completion.chunk" for piece in pieces)
+
+
+def test_who_finds_no_place_is_refused_before_anything_is_decoded(bundle, monkeypatch):
+    with running(create_app(Settings.make(bundle[0], page=False, queue=1, deadline=30))) as found:
+        body = {"messages": [MESSAGE], "stream": True, "max_tokens": 400, "temperature": 2.0, "seed": 1}
+        with connect(found) as connection:
+            sent = json.dumps(body).encode()
+            head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(sent)}\r\n\r\n"
+            connection.sendall(head.encode() + sent)
+            assert b"200" in connection.recv(100)
+            monkeypatch.setattr(Served, "decode", None)
+            reply = ask(found, "/v1/chat/completions", {"messages": [MESSAGE]})
+            assert (reply.status, reply.headers["retry-after"]) == (429, "1")
+
+
+def test_a_model_whose_place_was_taken_is_freed(bundle, tmp_path):
+    folder = Path(shutil.copytree(bundle[0], tmp_path / "stamps"))
+    with running(create_app(Settings.make(folder, page=False, watch=0.05))) as found:
+        assert ask(found, "/v1/chat/completions", {"messages": [MESSAGE]}).status == 200
+        first = ask(found, "/v1/models").json["models"][0]["version"]
+        old = [weakref.ref(x) for x in gc.get_objects() if type(x) is Speaker]
+        (folder / "spec.json").write_text((folder / "spec.json").read_text() + " ")
+        until(lambda: ask(found, "/v1/models").json["models"][0]["version"] != first, "the new version")
+        until(
+            lambda: gc.collect() is not None and sum(ref() is not None for ref in old) < len(old), "the old one's end"
+        )
+        until(lambda: "polymodal-speak" not in {thread.name for thread in threading.enumerate()}, "its thread's end")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from polymodal.data.table import Table
 from polymodal.decoder.conversation import Conversation
 from polymodal.errors import SpecError
 from polymodal.model import Model
-from polymodal.nn.language.decode import Decoding
+from polymodal.nn.language.decode import Decoding, say
 from polymodal.nn.language.memory import Memory
 from polymodal.nn.language.talk import stream
 from polymodal.tasks.generate import Generate
@@ -41,7 +41,7 @@ def prompts(model: Model, name: str, inputs: Mapping[str, Masked], other: Conver
 def talk(
     bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None, memory: Memory | None = None
 ) -> Iterator[str]:
-    """The answer of a bundle to a row, text by text as it becomes certain.
+    """The answer of a bundle to a row, text by text as it becomes certain; with beams, all at once.
 
     Args:
         bundle: with a task that answers in words.
@@ -50,7 +50,7 @@ def talk(
         memory: of what was asked before; none that lasts when not given.
 
     Raises:
-        SpecError: no task answers in words, or beams are wanted.
+        SpecError: no task answers in words.
         DataError: the row has no input of the model, or a cell is broken.
     """
     found = [(n, task) for n, task in bundle.spec.outputs.items() if isinstance(task, Generate)]
@@ -61,4 +61,8 @@ def talk(
     prepared = prepare(bundle.spec, table, bundle.embedder.without_store(), targets=False, strict=True)
     asked = prompts(bundle.model, name, prepared.batch(torch.tensor([0])).to(bundle.device).inputs)
     language = bundle.model.decoders[name].answering
-    yield from stream(language, asked.values[0, asked.mask[0]], how or task.decoding, memory)
+    how = how or task.decoding
+    if how.beams > 1:
+        yield say(language, asked, how)[0].text
+    else:
+        yield from stream(language, asked.values[0, asked.mask[0]], how, memory)

@@ -98,6 +98,7 @@ class Api:
             Route("/v1/predict", Endpoint(self.predict), methods=["POST"]),
             Route("/v1/find", Endpoint(self.find_items), methods=["POST"]),
             Route("/v1/models", self.list_models),
+            Route("/v1/models/{name}", self.tell_model),
             Route("/v1/spec", self.spec),
             Route("/v1/card", self.card),
             Route("/healthz", self.alive),
@@ -186,8 +187,19 @@ class Api:
         names = [place.name for place in self.settings.models]
         found = {name: self.models.served.get(name) for name in names}
         rows = [{"name": n, "version": s and s.version, "ready": s is not None} for n, s in found.items()]
-        listed = [{"id": n, "object": "model", "created": 0, "owned_by": "polymodal"} for n in names]
-        return answer({"models": rows, "object": "list", "data": listed})
+        return answer({"models": rows, "object": "list", "data": [_model(name) for name in names]})
+
+    async def tell_model(self, request: Request) -> Response:
+        """One of them, as the OpenAI API has it.
+
+        Raises:
+            Refused: there is none of that name.
+        """
+        name = request.path_params["name"]
+        try:
+            return answer(_model(self.models.find(name).name))
+        except SpecError as error:
+            raise Refused(404, str(error)) from None
 
     async def spec(self, request: Request) -> Response:
         """What a bundle takes and gives: fields for a form, outputs, the fitted spec, the limits."""
@@ -254,6 +266,10 @@ def told(served: Served, request_id: str, asked: Asked, answers: Sequence[Answer
     if asked.explain:
         found["explanations"] = [answer.explanation for answer in answers]
     return found
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "polymodal"}
 
 
 def answer(content: Mapping[str, Any]) -> Response:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator
+import contextlib
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -13,35 +14,34 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 from torch import Tensor
 
-from polymodal.errors import SpecError
-from polymodal.nn.language.talk import Piece
-from polymodal.server.batching import Late
+from polymodal.errors import DataError, SpecError
 from polymodal.server.chat import Chat, read_chat, speaks
 from polymodal.server.ends import Endpoint, read_body, send_json
-from polymodal.server.errors import Refused, dumps
+from polymodal.server.engine import Row
+from polymodal.server.errors import GONE, Refused, describe, dumps
 from polymodal.server.logs import Note
 from polymodal.server.metrics import Metrics
 from polymodal.server.models import Models
-from polymodal.server.requests import Intake, patience
+from polymodal.server.replies import Reply, stream, whole
+from polymodal.server.requests import SMALL, Intake, patience
 from polymodal.server.served import Served
 from polymodal.server.settings import Settings
-from polymodal.server.strict import json_type, parse_json
+from polymodal.server.strict import json_type, parse_json, short
+from polymodal.spec import Spec
 from polymodal.tasks.generate import Generate
 
-EVENTS = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
+_ROW = re.compile(r"inputs\[(\d+)\]")
 
 
 class Asked(NamedTuple):
     """A request that can be answered.
 
     Attributes:
-        task: that answers.
-        chat: the request.
+        rows: decoded, of what the user says.
         prompt: (L, W) embeddings that the language model reads.
     """
 
-    task: str
-    chat: Chat
+    rows: list[Row]
     prompt: Tensor
 
 
@@ -67,123 +67,114 @@ class Completions:
 
         Raises:
             Refused: the model answers no chats, or the request is not built as it must be.
-            Late: the deadline has passed before the answer was there.
+            Busy: too many wait for answers.
+            TimeoutError: the deadline has passed before the answer was there.
         """
         note: Note = scope["note"]
         until = note.arrived + patience(Headers(scope=scope).get("X-Deadline-Ms"), self.settings.deadline)
-        document = parse_json(await read_body(receive))
-        served = self._find(document)
+        document = await _document(scope, await read_body(receive))
+        served = self._find(document.get("model"))
         note.model, note.version, note.rows = served.name, served.version, 1
-        async with asyncio.timeout_at(until):
-            asked = await self._read(served, document, until)
-        told = Told(f"chatcmpl-{note.request_id}", served.name, len(asked.prompt))
-        pieces = served.speaker(asked.task).say(asked.prompt, asked.chat.how)
-        try:
-            if asked.chat.stream:
-                async with asyncio.timeout_at(until):
-                    await self._stream(pieces, asked.chat, told, receive, send)
-            else:
-                await send_json(send, await _whole(pieces, told, until))
-        finally:
-            await pieces.aclose()
-        self.metrics.version(served.name, served.version)
-        self.metrics.answered(served.name, 1)
+        name, task = _task(served)
+        speaker = served.speakers[name]
+        chat = read_chat(document, served.bundle.spec, task, self.settings.max_rows)
+        with speaker.place():
+            async with asyncio.timeout_at(until):
+                asked = await self._read(served, name, chat, until)
+            repairs = [row.repairs for row in asked.rows]
+            reply = Reply(f"chatcmpl-{note.request_id}", served.name, len(asked.prompt), repairs)
+            async with contextlib.aclosing(speaker.say(asked.prompt, chat.how)) as pieces:
+                if chat.stream:
+                    await stream(pieces, reply, chat.usage, until, receive, send, note)
+                else:
+                    async with asyncio.timeout_at(until):
+                        answer = await whole(pieces, reply)
+                    await send_json(send, answer)
+        self._count(served, asked, note)
 
-    def _find(self, document: Any) -> Served:
-        """The model that a request names; the first one where it names none."""
-        name = document.get("model") if isinstance(document, dict) else None
+    def _find(self, name: Any) -> Served:
+        """The model that a request names; where it names none, the first one that answers chats."""
         if name is not None and not isinstance(name, str):
             raise Refused(422, f"model must be a text, got {json_type(name)}.", "model")
+        if name is None:
+            name = next((n for n, served in self.models.served.items() if speaks(served.bundle.spec)), None)
         try:
             return self.models.find(name)
         except SpecError as error:
             raise Refused(404, str(error), "model") from None
 
-    async def _read(self, served: Served, document: Any, deadline: float) -> Asked:
-        """Read a request, decode its row, and lay the prompt around it."""
-        spec = served.bundle.spec
-        name = speaks(spec)
-        task = spec.outputs.get(name or "")
-        if name is None or not isinstance(task, Generate):
-            raise Refused(404, f"The model {served.name!r} answers no chats. Ask POST /v1/predict.")
-        chat = read_chat(document, spec, task)
+    async def _read(self, served: Served, name: str, chat: Chat, deadline: float) -> Asked:
+        """Read a request, decode its rows, and lay the prompt around them."""
         if served not in self._intakes:
-            self._intakes[served] = Intake(spec, self.settings)
-        read = await self._intakes[served].read(dumps({"inputs": chat.rows}), "application/json")
+            self._intakes[served] = Intake(served.bundle.spec, self.settings)
         try:
-            return Asked(name, chat, await served.prompt(name, read.rows, chat.other, deadline))
+            read = await self._intakes[served].read(dumps({"inputs": chat.told.rows}), "application/json")
+            rows = await served.decode(read.rows, deadline)
+        except (Refused, DataError) as error:
+            raise _placed(error, chat.told.places) from None
+        for given, place, row in zip(chat.told.rows, chat.told.places, rows, strict=True):
+            _check(served.bundle.spec, given, row, f"messages[{place}].content")
+        try:
+            return Asked(rows, await served.prompt(name, rows, chat.told.other))
         except SpecError as error:
             raise Refused(422, str(error), "messages") from None
 
-    async def _stream(
-        self, pieces: AsyncGenerator[Piece], chat: Chat, told: Told, receive: Receive, send: Send
-    ) -> None:
-        """Send pieces as they come, until the end or until the client hangs up."""
-        first = await anext(pieces)  # what is refused is refused before anything is sent
-        gone = asyncio.ensure_future(receive())
-        try:
-            await send({"type": "http.response.start", "status": 200, "headers": EVENTS})
-            await _event(send, told.piece({"role": "assistant", "content": first.text}, None))
-            last = first
-            while last.reason is None and not gone.done():
-                last = await anext(pieces)
-                if last.text:
-                    await _event(send, told.piece({"content": last.text}, None))
-            if gone.done():
-                return
-            await _event(send, told.piece({}, last.reason))
-            if chat.usage:
-                await _event(send, told.usage(last))
-            await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
-        finally:
-            gone.cancel()
+    def _count(self, served: Served, asked: Asked, note: Note) -> None:
+        """Count what was answered; of a client that hung up, nothing was."""
+        self.metrics.version(served.name, served.version)
+        if note.status == GONE:
+            return
+        self.metrics.answered(served.name, 1)
+        for name in served.bundle.spec.inputs:
+            self.metrics.presence(served.name, name, any(name in row.values for row in asked.rows))
 
 
-class Told:
-    """What a client is told, in the API's words."""
-
-    def __init__(self, name: str, model: str, prompt: int) -> None:
-        self.prompt = prompt
-        self.head = {"id": name, "created": int(time.time()), "model": model}
-
-    def whole(self, text: str, last: Piece) -> dict[str, Any]:
-        """All of an answer."""
-        message = {"role": "assistant", "content": text, "refusal": None}
-        choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": last.reason}
-        return {**self.head, "object": "chat.completion", "choices": [choice], "usage": self._counts(last)}
-
-    def piece(self, delta: dict[str, Any], reason: str | None) -> dict[str, Any]:
-        """A piece of one."""
-        choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": reason}
-        return {**self.head, "object": "chat.completion.chunk", "choices": [choice]}
-
-    def usage(self, last: Piece) -> dict[str, Any]:
-        """How many tokens there were."""
-        return {**self.head, "object": "chat.completion.chunk", "choices": [], "usage": self._counts(last)}
-
-    def _counts(self, last: Piece) -> dict[str, Any]:
-        counts = {"prompt_tokens": self.prompt, "completion_tokens": last.tokens}
-        known = {"prompt_tokens_details": {"cached_tokens": last.known}}
-        return counts | {"total_tokens": sum(counts.values())} | known
-
-
-async def _whole(pieces: AsyncGenerator[Piece], told: Told, until: float) -> dict[str, Any]:
-    """All of an answer.
+async def _document(scope: Scope, body: bytes) -> dict[str, Any]:
+    """A request's body.
 
     Raises:
-        Late: the deadline has passed before it was there.
+        Refused: it is none of JSON, or no object, or there is a query.
     """
-    text = ""
-    try:
-        async with asyncio.timeout_at(until):
-            async for piece in pieces:
-                text += piece.text
-                if piece.reason is not None:
-                    return told.whole(text, piece)
-    except TimeoutError:
-        raise Late("The deadline has passed before the answer was there.") from None
-    raise RuntimeError("The answer has no end.")
+    if scope["query_string"]:
+        told = f"The query must be empty, got {short(scope['query_string'].decode('latin-1'))}."
+        raise Refused(422, f"{told} Name the model in the body.")
+    document = parse_json(body) if len(body) <= SMALL else await asyncio.to_thread(parse_json, body)
+    if not isinstance(document, dict):
+        raise Refused(422, f"The body must be an object with 'messages', got {json_type(document)}.")
+    return document
 
 
-async def _event(send: Send, content: dict[str, Any]) -> None:
-    await send({"type": "http.response.body", "body": b"data: " + dumps(content) + b"\n\n", "more_body": True})
+def _task(served: Served) -> tuple[str, Generate]:
+    """What answers in words.
+
+    Raises:
+        Refused: nothing does.
+    """
+    name = speaks(served.bundle.spec)
+    task = served.bundle.spec.outputs.get(name or "")
+    if name is None or not isinstance(task, Generate):
+        raise Refused(404, f"The model {served.name!r} answers no chats. Ask POST /v1/predict.")
+    return name, task
+
+
+def _placed(error: Refused | DataError, places: Sequence[int]) -> Refused:
+    """The same about the messages that the rows were made from."""
+    fault = describe(error)
+
+    def put(text: str) -> str:
+        return _ROW.sub(lambda found: f"messages[{places[int(found[1])]}].content", text)
+
+    return Refused(fault.status, put(fault.message), fault.where and put(fault.where))
+
+
+def _check(spec: Spec, given: Mapping[str, Any], row: Row, where: str) -> None:
+    """Refuse a row of which something that a user sent is not read.
+
+    Raises:
+        Refused: a picture or a sound is empty, or words were cut.
+    """
+    for name, part in spec.inputs.items():
+        if part.media and given.get(name) is not None and name not in row.values:
+            raise Refused(422, f"{where} must hold something for {name!r}, got an empty {part.kind}.", where)
+        if part.verbatim and name in row.repairs:
+            raise Refused(422, f"{where} must be shorter: {name!r} was {', '.join(row.repairs[name])}.", where)

@@ -100,8 +100,10 @@ class Models:
 
         Raises:
             SpecError: there is none of that name.
-            Stopping: it is not loaded yet, or not any more.
+            Stopping: it is not loaded yet, or the server is stopping.
         """
+        if self._stopping:
+            raise Stopping("The server is stopping.")
         names = [place.name for place in self.settings.models]
         if name is not None and name not in names:
             raise SpecError(f"model must be one of {names}, got {name!r:.80}.{suggest(name, names)}")

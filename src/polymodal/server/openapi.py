@@ -141,7 +141,7 @@ class _Paths:
             "operationId": "chat",
             "tags": ["predict"],
             "summary": "Answer in words",
-            "description": "As the OpenAI API has it: one message of a user, whose parts fill the inputs of a row.",
+            "description": "As the OpenAI API has it: the parts of a user's message fill the inputs of a row.",
             "parameters": _headers(self.settings),
             "requestBody": {"required": True, "content": {JSON: {"schema": _object({"messages": {"type": "array"}})}}},
             "responses": {"200": _json("The answer, or a stream of its pieces.", {"type": "object"})}

@@ -21,6 +21,7 @@ from polymodal.server.batching import Batcher, Late
 from polymodal.server.engine import Answer, Engine, Row
 from polymodal.server.settings import Settings
 from polymodal.server.speaker import Speaker
+from polymodal.tasks.generate import Generate
 
 SHORT = 2048
 """Characters up to which rows without media are decoded where they are: handing them to a thread would cost more. All
@@ -70,6 +71,7 @@ class Served:
         choice: the runtimes that its backbones run in, and why.
         engine: that answers.
         batcher: that gathers rows for it.
+        speakers: task -> who answers in words for it.
 
     Raises:
         BundleError: the folder is no bundle, is incomplete or damaged, or changed all the time while it was read.
@@ -93,7 +95,9 @@ class Served:
         )
         self.engine.warm()
         parts = self.bundle.spec.inputs.items()
-        self._speakers, self._queue = dict[str, Speaker](), settings.queue
+        tasks = [name for name, task in self.bundle.spec.outputs.items() if isinstance(task, Generate)]
+        decoders_of = self.bundle.model.decoders
+        self.speakers = {name: Speaker(decoders_of[name].answering, settings.queue) for name in tasks}
         self._media = {column for n, part in parts if part.media for column in part.columns(n)}
         self.batcher: Batcher[Row, Answer] = Batcher(
             self.engine.answer,
@@ -107,7 +111,7 @@ class Served:
     @property
     def waiting(self) -> int:
         """Rows that wait for the model, and answers in words that are made."""
-        return self.batcher.waiting + sum(speaker.waiting for speaker in self._speakers.values())
+        return self.batcher.waiting + sum(speaker.waiting for speaker in self.speakers.values())
 
     async def predict(
         self, rows: Sequence[Mapping[str, Any]], *, strict: bool, explain: bool, deadline: float
@@ -145,32 +149,30 @@ class Served:
         """
         return _raised(self._read(0, rows, strict, False))
 
-    async def prompt(
-        self, task: str, rows: Sequence[Mapping[str, Any]], other: Conversation | None, deadline: float
-    ) -> Tensor:
-        """What the language model of a task reads about rows (see `Engine.prompt`), as embeddings (L, W).
+    async def decode(self, rows: Sequence[Mapping[str, Any]], deadline: float) -> list[Row]:
+        """Decode rows, whose cells must not be broken.
 
         Raises:
-            DataError: a cell is broken, or nothing can be read.
-            SpecError: the language model takes no such conversation.
+            DataError: a cell is broken; the message starts with the row and the column.
             Late: the deadline has passed.
         """
-        decoded = await self._decode(rows, True, False, deadline)
-        asked = partial(self.engine.prompt, task, decoded, other)
-        return await asyncio.get_running_loop().run_in_executor(self._decoders, asked)
+        return await self._decode(rows, True, False, deadline)
 
-    def speaker(self, task: str) -> Speaker:
-        """Who answers in words for a task; started when first needed."""
-        if task not in self._speakers:
-            self._speakers[task] = Speaker(self.bundle.model.decoders[task].answering, self._queue)
-        return self._speakers[task]
+    async def prompt(self, task: str, rows: Sequence[Row], other: Conversation | None) -> Tensor:
+        """What the language model of a task reads about decoded rows (see `Engine.prompt`), as embeddings (L, W).
+
+        Raises:
+            SpecError: the language model takes no such conversation.
+        """
+        asked = partial(self.engine.prompt, task, rows, other)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, asked)
 
     async def close(self, seconds: float) -> None:
         """Take nothing new in, answer what was taken in, and end the model's threads."""
         until = time.monotonic() + seconds
-        while any(speaker.waiting for speaker in self._speakers.values()) and time.monotonic() < until:
+        while any(speaker.waiting for speaker in self.speakers.values()) and time.monotonic() < until:
             await asyncio.sleep(SHORTLY)
-        for speaker in self._speakers.values():
+        for speaker in self.speakers.values():
             speaker.close()
         await self.batcher.close(max(0.0, until - time.monotonic()))
 

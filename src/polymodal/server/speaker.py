@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,7 +30,6 @@ class _Listener:
     how: Decoding
     loop: asyncio.AbstractEventLoop
     pieces: asyncio.Queue[Piece | BaseException]
-    ticket: int = 0
     gone: bool = False
 
     def tell(self, piece: Piece | BaseException) -> None:
@@ -41,24 +39,41 @@ class _Listener:
 
 
 class Speaker:
-    """Answers of one language model. Its thread runs while anybody listens.
+    """Answers of one language model. Its thread runs while anybody listens, so that nothing holds an idle one.
 
     Args:
         language: that answers.
-        most: who may listen at once; more are refused.
+        most: who may have a place at once; more are refused.
     """
 
     def __init__(self, language: Language, most: int) -> None:
         self.language, self.most = language, most
-        self._inbox: queue.SimpleQueue[_Listener | None] = queue.SimpleQueue()
-        self._listening, self._closed = 0, False
-        self._thread = threading.Thread(target=self._run, name="polymodal-speak", daemon=True)
-        self._thread.start()
+        self._talk, self._listeners = Talk(language, TOGETHER), dict[int, _Listener]()
+        self._lock, self._coming, self._running = threading.Lock(), list[_Listener](), False
+        self._places, self._closed = 0, False
 
     @property
     def waiting(self) -> int:
-        """Who listens."""
-        return self._listening
+        """Who has a place."""
+        return self._places
+
+    @contextlib.contextmanager
+    def place(self) -> Iterator[None]:
+        """A place, from before a request is read until it is answered.
+
+        Raises:
+            Busy: all are taken.
+            Stopping: the model is being taken away.
+        """
+        if self._closed:
+            raise _stopping()
+        if self._places >= self.most:
+            raise Busy(PATIENCE)
+        self._places += 1
+        try:
+            yield
+        finally:
+            self._places -= 1
 
     async def say(self, prompt: Tensor, how: Decoding) -> AsyncGenerator[Piece]:
         """An answer, piece by piece; who stops listening ends it.
@@ -68,18 +83,12 @@ class Speaker:
             how: the answer is made.
 
         Raises:
-            Busy: too many listen.
             Stopping: the model is being taken away.
             DataError: prompt and answer do not fit the model's context.
         """
-        if self._closed:
-            raise Stopping("The model is being taken away.")
-        if self._listening >= self.most:
-            raise Busy(PATIENCE)
         listener = _Listener(prompt, how, asyncio.get_running_loop(), asyncio.Queue())
-        self._listening += 1
+        self._come(listener)
         try:
-            self._inbox.put(listener)
             while True:
                 piece = await listener.pieces.get()
                 if isinstance(piece, BaseException):
@@ -88,46 +97,57 @@ class Speaker:
                 if piece.reason is not None:
                     return
         finally:
-            self._listening -= 1
             listener.gone = True
 
     def close(self) -> None:
-        """Take nobody new in, and end the thread; who still listens is told so."""
-        self._closed = True
-        self._inbox.put(None)
+        """Take nobody new in, and end; who still listens is told so."""
+        with self._lock:
+            self._closed = True
+
+    def _come(self, listener: _Listener) -> None:
+        with self._lock:
+            if self._closed:
+                raise _stopping()
+            self._coming.append(listener)
+            if not self._running:
+                self._running = True
+                threading.Thread(target=self._run, name="polymodal-speak", daemon=True).start()
 
     def _run(self) -> None:
-        talk, listeners = Talk(self.language, TOGETHER), dict[int, _Listener]()
-        while self._take_in(talk, listeners):
-            for ticket in [ticket for ticket, listener in listeners.items() if listener.gone]:
-                talk.drop(ticket)
-                del listeners[ticket]
+        while self._take_in():
+            for ticket in [ticket for ticket, listener in self._listeners.items() if listener.gone]:
+                self._talk.drop(ticket)
+                del self._listeners[ticket]
             try:
-                pieces = talk.step()
-            except Exception as error:  # noqa: BLE001  (each of them is told, and the thread goes on)
-                for listener in listeners.values():
-                    listener.tell(error)
-                talk, listeners = Talk(self.language, TOGETHER), {}
+                pieces = self._talk.step()
+            except Exception as error:  # noqa: BLE001  (each of them is told, and the next ones are answered)
+                self._end(error)
                 continue
             for piece in pieces:
-                listeners[piece.ticket].tell(piece)
+                self._listeners[piece.ticket].tell(piece)
                 if piece.reason is not None:
-                    del listeners[piece.ticket]
-        for listener in listeners.values():
-            listener.tell(Stopping("The model is being taken away."))
+                    del self._listeners[piece.ticket]
 
-    def _take_in(self, talk: Talk, listeners: dict[int, _Listener]) -> bool:
-        """Let those who came start; wait for one where nobody listens. False when it is time to end."""
-        while True:
+    def _take_in(self) -> bool:
+        """Let those who came start. False when nobody listens, or when it is time to end."""
+        with self._lock:
+            coming, self._coming = self._coming, []
+            goes = self._running = not self._closed and bool(coming or self._listeners)
+        for listener in coming:
             try:
-                listener = self._inbox.get(block=not listeners)
-            except queue.Empty:
-                return True
-            if listener is None:
-                return False
-            try:
-                listener.ticket = talk.start(listener.prompt, listener.how)
+                self._listeners[self._talk.start(listener.prompt, listener.how)] = listener
             except ValueError as error:
                 listener.tell(error)
-            else:
-                listeners[listener.ticket] = listener
+        if not goes and self._listeners:  # it was closed, so that no other thread begins meanwhile
+            self._end(_stopping())
+        return goes
+
+    def _end(self, reason: BaseException) -> None:
+        """Tell whoever listens that there is no more, and why."""
+        for listener in self._listeners.values():
+            listener.tell(reason)
+        self._talk, self._listeners = Talk(self.language, TOGETHER, self._talk.memory), {}
+
+
+def _stopping() -> Stopping:
+    return Stopping("The model is being taken away.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -43,7 +44,7 @@ class Decoding:
     top_p: float = Field(default=1.0, gt=0, le=1)
     beams: int = Field(default=1, ge=1, le=32)
     stop: tuple[str, ...] = ()
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 64)
 
     def __post_init__(self) -> None:
         """Reject settings that have no effect or contradict one another."""
@@ -91,7 +92,8 @@ class Row:
     @classmethod
     def of(cls, seed: int, number: int) -> Row:
         """The row of a number."""
-        return cls(torch.Generator().manual_seed(seed * 1_000_003 + number))
+        digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+        return cls(torch.Generator().manual_seed(int.from_bytes(digest[:4])))  # of more, a CPU's would use as much
 
     def add(self, logs: Tensor, token: int, language: Language, how: Decoding) -> None:
         """Take a token in, of log-probabilities (V,), and see whether it is the last one."""
@@ -100,7 +102,8 @@ class Row:
             self.reason = "stop"
             return
         self.ids.append(token)
-        if how.stop and any(text in language.vocabulary.text(self.ids) for text in how.stop):
+        text = language.vocabulary.text(self.ids) if how.stop else ""
+        if any(end in text for end in how.stop):
             self.reason = "stop"
         elif len(self.ids) >= how.tokens:
             self.reason = "length"
@@ -160,7 +163,8 @@ def choose(logits: Tensor, how: Decoding, row: Row) -> int:
     """
     if not how.temperature:
         return int(logits.argmax())
-    p = (logits.double() / how.temperature).softmax(-1).cpu()
+    x = logits.double()
+    p = ((x - x.max()) / how.temperature).softmax(-1).cpu()  # the largest is 0, so that nothing overflows
     order = p.argsort(descending=True, stable=True)
     kept = p[order]
     if how.top_k:

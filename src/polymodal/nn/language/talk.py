@@ -53,7 +53,8 @@ class _Answer:
     def certain(self) -> str:
         """What is certain of the text: what may be the beginning of a stop text is held back."""
         text = self.spelling.text
-        held = (n for stop in self.how.stop for n in range(1, len(stop)) if text.endswith(stop[:n]))
+        stops = [(stop, min(len(stop), len(text) + 1)) for stop in self.how.stop]
+        held = (n for stop, end in stops for n in range(1, end) if text.endswith(stop[:n]))
         return text[: len(text) - max(held, default=0)]
 
 
