@@ -26,7 +26,7 @@ PROMPT = {"prompt": "<image> <table> <question> Answer: ", "chat": False, "proje
 SPEC: dict[str, Any] = {
     "inputs": {"image": {"type": "image", "grid": 7}, "table": TABLE, "question": "prompt"},
     "dim": 256,
-    "training": {"epochs": 4, "batch_size": 16, "learning_rate": 1e-3, "modality_dropout": 0.1, "refit": 0},
+    "training": {"epochs": 5, "batch_size": 16, "learning_rate": 1e-3, "modality_dropout": 0.1, "refit": 0},
     "split": {"by": "group", "column": "stamp"},
 }
 SAYS = {"answer": {"type": "generate", "decoder": PROMPT, "decoding": {"tokens": 6}}}

@@ -185,12 +185,15 @@ def test_merged_changes_answer_the_same_and_follow_what_is_learned(name):
     assert not any(p.requires_grad for p in head._held.merged().net.parameters())
     assert head._held.merged() is head._held.merged()
     assert head.language is head._held.exact, "with gradients, both are apart"
+    memory = head.memory
+    assert memory is head.memory
     with torch.no_grad():
         for model in (apart, merged):
             for p in model.decoders["answer"].parts["language"]:
                 p.mul_(2)
     torch.testing.assert_close(costs_of(merged, merging), costs_of(apart, plan))
     assert not torch.allclose(costs_of(merged, merging), first)
+    assert head.memory is not memory, "what was read by other weights is of no use"
     assert apart.state_dict().keys() == merged.state_dict().keys()
 
 

@@ -1,5 +1,6 @@
 """A server of several processes: the front, its workers, and what happens when one of them is lost."""
 
+import asyncio
 import base64
 import json
 import os
@@ -16,7 +17,8 @@ from prometheus_client.parser import text_string_to_metric_families
 import polymodal as pm
 import tiny
 from polymodal.server.crew import Crew, Worker
-from polymodal.server.front import _add
+from polymodal.server.front import _add, _call
+from polymodal.server.logs import Note
 from polymodal.server.settings import Settings
 from running import SECONDS, Running, ask, until
 
@@ -324,3 +326,68 @@ def test_counts_of_several_processes_are_summed():
     assert [values[("time_bucket", le)] for le in ("1.0", "2.0", "+Inf")] == [1, 2, 2]
     assert values[("time_sum", None)] == 2.0
     assert not any(name.endswith("_created") for name, _ in values)
+
+
+class Events:
+    """A worker's answer of two events, the second one when it is let go; and the session that it comes over."""
+
+    content_type, status, raw_headers = "text/event-stream", 200, ((b"Content-Type", b"text/event-stream"),)
+
+    def __init__(self):
+        self.go, self.left = asyncio.Event(), False
+        self.content = self
+
+    def request(self, *_, **__):
+        return self
+
+    async def __aenter__(self):
+        return self
+
+    async def __aexit__(self, *_):
+        self.left = True
+
+    async def iter_any(self):
+        yield b"data: 1\n\n"
+        await self.go.wait()
+        yield b"data: 2\n\n"
+
+
+@pytest.mark.parametrize("hangs_up", [False, True])
+def test_a_stream_of_events_is_passed_on_as_it_comes(hangs_up):
+    scope = {
+        "method": "POST", "raw_path": b"/v1/chat/completions", "query_string": b"", "headers": [],
+        "note": Note("r", 0.0),
+    }  # fmt: skip
+    events, sent = Events(), []
+    worker = Worker(0)
+    worker.session = events
+
+    async def receive():
+        if not hangs_up:
+            await asyncio.Event().wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        sent.append(message)
+
+    async def run():
+        call = asyncio.create_task(_call(worker, scope, b"", receive, send))
+        while len(sent) < (1 if hangs_up else 2):
+            await asyncio.sleep(0)
+        before = list(sent)
+        events.go.set()
+        assert await call is None
+        return before
+
+    before = asyncio.run(run())
+    assert before[0] == {
+        "type": "http.response.start",
+        "status": 200,
+        "headers": [(b"content-type", b"text/event-stream")],
+    }
+    assert events.left
+    if hangs_up:
+        assert b"".join(message.get("body", b"") for message in sent) in (b"", b"data: 1\n\n")
+    else:
+        assert before[1:] == [{"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True}]
+        assert [message.get("body") for message in sent[2:]] == [b"data: 2\n\n", b""]

@@ -14,7 +14,6 @@ from polymodal.decoder.conversation import Conversation
 from polymodal.errors import SpecError
 from polymodal.model import Model
 from polymodal.nn.language.decode import Decoding, say
-from polymodal.nn.language.memory import Memory
 from polymodal.nn.language.talk import stream
 from polymodal.tasks.generate import Generate
 from polymodal.types import Fused, Masked
@@ -38,16 +37,13 @@ def prompts(model: Model, name: str, inputs: Mapping[str, Masked], other: Conver
     return head.prompts(fused) if other is None else head.conversation(fused, other)
 
 
-def talk(
-    bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None, memory: Memory | None = None
-) -> Iterator[str]:
+def talk(bundle: Bundle, row: Mapping[str, Any], how: Decoding | None = None) -> Iterator[str]:
     """The answer of a bundle to a row, text by text as it becomes certain; with beams, all at once.
 
     Args:
         bundle: with a task that answers in words.
         row: column -> cell; columns may be left out.
         how: the answer is made; as the task does it when not given.
-        memory: of what was asked before; none that lasts when not given.
 
     Raises:
         SpecError: no task answers in words.
@@ -60,9 +56,9 @@ def talk(
     table = Table.read([dict(row)])
     prepared = prepare(bundle.spec, table, bundle.embedder.without_store(), targets=False, strict=True)
     asked = prompts(bundle.model, name, prepared.batch(torch.tensor([0])).to(bundle.device).inputs)
-    language = bundle.model.decoders[name].answering
+    head = bundle.model.decoders[name]
     how = how or task.decoding
     if how.beams > 1:
-        yield say(language, asked, how)[0].text
+        yield say(head.answering, asked, how)[0].text
     else:
-        yield from stream(language, asked.values[0, asked.mask[0]], how, memory)
+        yield from stream(head.answering, asked.values[0, asked.mask[0]], how, head.memory)

@@ -19,8 +19,6 @@ def chat(
     device: Device = "auto",
 ) -> None:
     """Answer in words. Each input of the model is an option: --image x.jpg; a question that is not given is read."""
-    from polymodal.nn.language.memory import Memory
-
     model = pm.load(bundle, device=device)
     known = _slots(model.spec)
     row = cells(context.args, known)
@@ -28,9 +26,8 @@ def chat(
     asked = [column for column in words if column not in row]
     if not row and not asked:
         raise SpecError(f"give one or more of {[f'--{name}' for name in known]}, got none.")
-    memory = Memory()
     for more in _questions(asked[0]) if asked else [{}]:
-        for text in pm.talk(model, row | more, memory=memory):
+        for text in pm.talk(model, row | more):
             typer.echo(text, nl=False)
             sys.stdout.flush()
         typer.echo()

@@ -15,6 +15,7 @@ from polymodal.decoder.settings import COUNTS, RANK, Decoder
 from polymodal.decoder.template import FUSED
 from polymodal.errors import SpecError
 from polymodal.nn.blocks import Named
+from polymodal.nn.language.memory import Memory
 from polymodal.nn.language.model import Language
 from polymodal.nn.lowrank import add_low_rank, merge_low_rank
 from polymodal.nn.project import Projector
@@ -34,21 +35,33 @@ class Held:
 
     def __init__(self, exact: Language, fast: Language | None = None) -> None:
         self.exact, self.fast = exact, fast
-        self._merged: tuple[Any, Language] | None = None
+        self._state, self._merged, self._memory = self._changes(), None, Memory()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copy with modules of its own, frozen weights shared; what is trained is copied once, with its owner."""
         return type(self)(_copied(self.exact, memo), None if self.fast is None else _copied(self.fast, memo))
 
     def merged(self) -> Language:
-        """With low-rank changes added into weights of its own; made anew whenever the changes are others."""
-        state = [(p.data_ptr(), p._version) for p in self.exact.net.parameters() if p.requires_grad]
-        if self._merged is None or self._merged[0] != state:
-            self._merged = None  # its memory is free before another one is made
+        """With low-rank changes added into weights of its own."""
+        self._renew()
+        if self._merged is None:
             net = self.exact.private().net
             merge_low_rank(net)
-            self._merged = state, self.exact.with_net(net)
-        return self._merged[1]
+            self._merged = self.exact.with_net(net)
+        return self._merged
+
+    def memory(self) -> Memory:
+        """Of prompts that were read."""
+        self._renew()
+        return self._memory
+
+    def _renew(self) -> None:
+        """Forget what was made with other changes than those that are there now."""
+        if (state := self._changes()) != self._state:
+            self._state, self._merged, self._memory = state, None, Memory()
+
+    def _changes(self) -> list[tuple[int, int]]:
+        return [(p.data_ptr(), p._version) for p in self.exact.net.parameters() if p.requires_grad]
 
 
 class DecoderHead(nn.Module):
@@ -91,6 +104,11 @@ class DecoderHead(nn.Module):
     def answering(self) -> Language:
         """The same where no gradient is wanted: with merged changes, if they are to be."""
         return self._held.merged() if self.plan.merge else self.language
+
+    @property
+    def memory(self) -> Memory:
+        """What it has read of prompts, as long as it stays what it is."""
+        return self._held.memory()
 
     @property
     def parts(self) -> dict[Trained, list[nn.Parameter]]:

@@ -96,8 +96,7 @@ class Served:
         self.engine.warm()
         parts = self.bundle.spec.inputs.items()
         tasks = [name for name, task in self.bundle.spec.outputs.items() if isinstance(task, Generate)]
-        decoders_of = self.bundle.model.decoders
-        self.speakers = {name: Speaker(decoders_of[name].answering, settings.queue) for name in tasks}
+        self.speakers = {name: Speaker(self.bundle.model.decoders[name], settings.queue) for name in tasks}
         self._media = {column for n, part in parts if part.media for column in part.columns(n)}
         self.batcher: Batcher[Row, Answer] = Batcher(
             self.engine.answer,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from polymodal.decoder.head import DecoderHead
 from polymodal.nn.language.decode import Decoding
-from polymodal.nn.language.model import Language
 from polymodal.nn.language.talk import Piece, Talk
 from polymodal.server.batching import Busy, Stopping
 
@@ -42,13 +42,13 @@ class Speaker:
     """Answers of one language model. Its thread runs while anybody listens, so that nothing holds an idle one.
 
     Args:
-        language: that answers.
+        head: whose language model answers.
         most: who may have a place at once; more are refused.
     """
 
-    def __init__(self, language: Language, most: int) -> None:
-        self.language, self.most = language, most
-        self._talk, self._listeners = Talk(language, TOGETHER), dict[int, _Listener]()
+    def __init__(self, head: DecoderHead, most: int) -> None:
+        self.language, self.memory, self.most = head.answering, head.memory, most
+        self._talk, self._listeners = self._new(), dict[int, _Listener]()
         self._lock, self._coming, self._running = threading.Lock(), list[_Listener](), False
         self._places, self._closed = 0, False
 
@@ -146,7 +146,10 @@ class Speaker:
         """Tell whoever listens that there is no more, and why."""
         for listener in self._listeners.values():
             listener.tell(reason)
-        self._talk, self._listeners = Talk(self.language, TOGETHER, self._talk.memory), {}
+        self._talk, self._listeners = self._new(), {}
+
+    def _new(self) -> Talk:
+        return Talk(self.language, TOGETHER, self.memory)
 
 
 def _stopping() -> Stopping:
