@@ -65,8 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, float]:
     rows["all"] = found["scores"]
     for name in spec["inputs"]:
         rows |= {f"without {name}": found["without"][name], f"{name} of another row": found["shuffled"][name]}
+    for name in ("image", "looks"):
         other = other.with_column(name, [*test.column(name)][1:] + [*test.column(name)][:1])
-    rows["all of another row"] = pm.text_scores([a["text"]["text"] for a in model.predict(other)], right)
+    rows["image, looks of another row"] = pm.text_scores([a["text"]["text"] for a in model.predict(other)], right)
     print(" " * 28 + "".join(name.rjust(13) for name in found["scores"]))
     for label, scores in rows.items():
         print(label.ljust(28) + "".join(f"{scores[name]:13.3f}" for name in found["scores"]))
