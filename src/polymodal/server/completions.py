@@ -18,7 +18,7 @@ from polymodal.errors import DataError, SpecError
 from polymodal.server.chat import Chat, read_chat, speaks
 from polymodal.server.ends import Endpoint, read_body, send_json
 from polymodal.server.engine import Row
-from polymodal.server.errors import GONE, Refused, describe, dumps
+from polymodal.server.errors import GONE, Refused, describe
 from polymodal.server.logs import Note
 from polymodal.server.metrics import Metrics
 from polymodal.server.models import Models
@@ -72,7 +72,8 @@ class Completions:
         """
         note: Note = scope["note"]
         until = note.arrived + patience(Headers(scope=scope).get("X-Deadline-Ms"), self.settings.deadline)
-        document = await _document(scope, await read_body(receive))
+        body = await read_body(receive)
+        document = await _document(scope, body)
         served = self._find(document.get("model"))
         note.model, note.version, note.rows = served.name, served.version, 1
         name, task = _task(served)
@@ -80,7 +81,7 @@ class Completions:
         chat = read_chat(document, served.bundle.spec, task, self.settings.max_rows)
         with speaker.place():
             async with asyncio.timeout_at(until):
-                asked = await self._read(served, name, chat, until)
+                asked = await self._read(served, name, chat, len(body), until)
             repairs = [row.repairs for row in asked.rows]
             reply = Reply(f"chatcmpl-{note.request_id}", served.name, len(asked.prompt), repairs)
             async with contextlib.aclosing(speaker.say(asked.prompt, chat.how)) as pieces:
@@ -103,14 +104,16 @@ class Completions:
         except SpecError as error:
             raise Refused(404, str(error), "model") from None
 
-    async def _read(self, served: Served, name: str, chat: Chat, deadline: float) -> Asked:
+    async def _read(self, served: Served, name: str, chat: Chat, size: int, deadline: float) -> Asked:
         """Read a request, decode its rows, and lay the prompt around them."""
         if served not in self._intakes:
             self._intakes[served] = Intake(served.bundle.spec, self.settings)
         try:
-            read = await self._intakes[served].read(dumps({"inputs": chat.told.rows}), "application/json")
+            read = await self._intakes[served].read_rows(chat.told.rows, size)
             rows = await served.decode(read.rows, deadline)
         except (Refused, DataError) as error:
+            if not _ROW.search(str(error)):
+                raise
             raise _placed(error, chat.told.places) from None
         for given, place, row in zip(chat.told.rows, chat.told.places, rows, strict=True):
             _check(served.bundle.spec, given, row, f"messages[{place}].content")

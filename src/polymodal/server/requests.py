@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from polymodal.errors import DataError
@@ -84,8 +85,14 @@ class Intake:
             Refused: it is no JSON and no form (400, 415), holds too much (413) or is not built as it must be (422).
             DataError: a cell does not hold what its column takes.
         """
-        small = len(body) <= SMALL
-        asked = self.parse(body, content_type) if small else await asyncio.to_thread(self.parse, body, content_type)
+        return await self._finished(partial(self.parse, body, content_type), len(body))
+
+    async def read_rows(self, rows: list[dict[str, Any]], size: int) -> Asked:
+        """Read rows of a body of some bytes that was parsed already. Raises what `read` does."""
+        return await self._finished(partial(self._document, {"inputs": rows}), size)
+
+    async def _finished(self, parse: Callable[[], Asked], size: int) -> Asked:
+        asked = parse() if size <= SMALL else await asyncio.to_thread(parse)
         if asked.urls:
             await self._cells.fetch(asked)
         return asked
