@@ -353,3 +353,18 @@ def test_several_right_answers_are_all_right_and_the_first_is_learned(name):
         torch.testing.assert_close(
             *(costs.eval()(batch, targets={"answer": y}).decoded["answer"] for y in (target, first))
         )
+
+
+def test_what_an_input_did_to_what_is_said_is_told_in_nats(learned):
+    rows = [{"v": [[2.0, 1.0]], "asked": "what is it"}, {"asked": "is it red"}]
+    told = learned.predict(rows, explain=True).explanations
+    for row, answer in zip(told, learned.predict(rows), strict=True):
+        found = row["answer"]
+        assert found["unit"] == f"log-probability of {answer['answer']['text']!r} in nats"
+        assert sum(found["inputs"].values()) == pytest.approx(found["value"] - found["base"], abs=1e-4)
+        assert found["value"] < 0
+    assert told[0]["answer"]["inputs"].keys() == {"v", "asked"}
+    assert told[1]["answer"]["inputs"].keys() == {"asked"}
+    assert [piece["part"] for piece in told[0]["answer"]["parts"]["asked"]] == ["what", "is", "it"]
+    alone = learned.predict(rows[:1], explain=True).explanations[0]["answer"]
+    assert alone["inputs"] == pytest.approx(told[0]["answer"]["inputs"], abs=1e-3)

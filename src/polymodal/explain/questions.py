@@ -11,11 +11,16 @@ from torch import Tensor
 
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify, label_text
+from polymodal.tasks.generate import Generate
 from polymodal.tasks.match import Match
 from polymodal.tasks.multilabel import Multilabel
 from polymodal.tasks.regress import Regress
 from polymodal.tasks.tag import Tag
 from polymodal.tasks.tag.decode import marginals
+from polymodal.types import Masked
+
+SHOWN = 60
+"""Characters of an answer that its unit shows."""
 
 
 @singledispatch
@@ -23,7 +28,8 @@ def scores(task: Task, output: Tensor) -> Tensor | None:
     """What an explanation adds up to: (B, S) float64 on the CPU, S possible answers; None for tasks not known here.
 
     Log-odds of the calibrated probability of each class or label; numbers in the targets' own units; how many words of
-    each type are expected, where words are tagged; the mean cosine of the sides that are there, 0 without two of them.
+    each type are expected, where words are tagged; the mean cosine of the sides that are there, 0 without two of them;
+    the log-probability of an answer that is given, in nats.
     """
     return None
 
@@ -59,6 +65,11 @@ def _(task: Match, output: Tensor) -> Tensor:
     return torch.tensor([[row["similarity"] or 0.0] for row in task.predict(output)], dtype=torch.double)
 
 
+@scores.register
+def _(task: Generate, output: Tensor) -> Tensor | None:
+    return -output.detach().cpu().double()[:, None] if output.ndim == 1 else None
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
     """One number per row that is to be explained.
@@ -68,16 +79,19 @@ class Question:
         task: name of the task.
         chosen: (B,) which of the task's scores.
         units: what the number is, per row.
+        wanted: the answers that it is about, as targets of the task, where what others would be is not asked.
     """
 
     key: str
     task: str
     chosen: Tensor
     units: Sequence[str]
+    wanted: Masked | None = None
 
     def row(self, i: int) -> Question:
         """The same for one row."""
-        return Question(self.key, self.task, self.chosen[i : i + 1], self.units[i : i + 1])
+        wanted = None if self.wanted is None else self.wanted[i : i + 1]
+        return Question(self.key, self.task, self.chosen[i : i + 1], self.units[i : i + 1], wanted)
 
 
 @singledispatch
@@ -85,7 +99,7 @@ def questions(task: Task, name: str, output: Tensor) -> list[Question]:
     """What to explain of a task's answers.
 
     The predicted class, the most probable label, each number, the words of the type that most are expected of, the
-    similarity of what is matched.
+    similarity of what is matched, what is said.
 
     Args:
         task: fitted.
@@ -126,3 +140,11 @@ def _(task: Tag, name: str, output: Tensor) -> list[Question]:
 @questions.register
 def _(task: Match, name: str, output: Tensor) -> list[Question]:
     return [Question(name, name, torch.zeros(len(output), dtype=torch.long), ["cosine"] * len(output))]
+
+
+@questions.register
+def _(task: Generate, name: str, output: Tensor) -> list[Question]:
+    said = [answer["text"] for answer in task.predict(output)]
+    units = [f"log-probability of {text[:SHOWN]!r} in nats" for text in said]
+    first = torch.zeros(len(output), dtype=torch.long)
+    return [Question(name, name, first, units, task.wanted(output))]

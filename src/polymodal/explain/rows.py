@@ -172,14 +172,22 @@ class Game:
 
     def answer(self, inputs: Mapping[str, Masked]) -> Tensor:
         """Answers to the questions. (B, Q)."""
-        decoded, columns = self._answer(inputs), []
+        columns, rows = [], len(next(iter(inputs.values())))
+        wanted = {q.task: q.wanted[_each(q.wanted, rows)] for q in self.asked if q.wanted is not None}
+        decoded = self.model.answer(inputs, wanted).decoded if wanted else self._answer(inputs)
         tasks = self.model.spec.outputs
         found = {n: scores(tasks[n], decoded[n]) for n in dict.fromkeys(asked.task for asked in self.asked)}
         for asked in self.asked:
             table = found[asked.task]
             if table is not None:
                 columns.append(table.gather(1, asked.chosen.expand(len(table))[:, None])[:, 0])
-        return torch.stack(columns, 1) if columns else torch.zeros(len(next(iter(inputs.values()))), 0).double()
+        return torch.stack(columns, 1) if columns else torch.zeros(rows, 0).double()
+
+
+def _each(x: Masked, rows: int) -> Tensor:
+    """Numbers of rows: all, or the only one again and again."""
+    numbers = torch.arange(rows, device=x.mask.device)
+    return numbers if len(x) == rows else torch.zeros_like(numbers)
 
 
 def _ablation() -> Any:

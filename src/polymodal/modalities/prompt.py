@@ -10,11 +10,13 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from polymodal.errors import DataError
+from polymodal.modalities.text.pieces import pieces
 from polymodal.nn.language.loading import load_language
 from polymodal.nn.language.model import Language
 from polymodal.nn.worded import WordEncoder, bag_of_words
 from polymodal.part import Modality, Reading
 from polymodal.reading import Field as FormField
+from polymodal.reading import Pieces
 from polymodal.types import Masked
 
 NUMBERS = 4096
@@ -71,6 +73,10 @@ class Prompt(Modality):
     def length(self, value: str) -> int:
         """How many tokens it has."""
         return len(self.language.vocabulary.ids(value))
+
+    def pieces(self, value: str) -> Pieces | None:
+        """Its words."""
+        return pieces(value, "characters")
 
     def collate(self, values: Sequence[str | None]) -> Masked:
         """Token ids (B, N) int64, positions (B, N, 1) in tokens."""

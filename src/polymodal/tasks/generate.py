@@ -132,6 +132,13 @@ class Generate(Spoken):
             rows.append({"text": text, "probability": float(np.exp(score / max(1, len(real))))})
         return rows
 
+    def wanted(self, output: Tensor) -> Masked:
+        """What was said as targets, an end token behind each answer."""
+        end = output.new_tensor([self.vocabulary.end])
+        return Masked.pad(
+            [torch.cat([row[row != NOTHING], end]).long() for row in output[:, 1:]], output.new_zeros(()).long()
+        )
+
     def said(self, output: Tensor, target: Masked) -> tuple[list[str], list[list[str]]]:
         """What is said in labelled rows, and the right answers of each."""
         rows = target.present
