@@ -22,7 +22,7 @@ from polymodal.explain.shapley import shapley
 from polymodal.modalities.audio import Audio
 from polymodal.modalities.image import Image
 from polymodal.modalities.text import Text
-from polymodal.modalities.text.pieces import MOST
+from polymodal.nn.pieces import MOST
 from polymodal.task import Task
 from polymodal.tasks.classify import Classify
 from polymodal.tasks.multilabel import Multilabel

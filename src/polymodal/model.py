@@ -112,12 +112,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Masked], targets: Mapping[str, Masked] | None = None) -> Outputs:
-        """Answer a batch as a user gets it: the fusion model, blended with the linear one where that was better.
-
-        Args:
-            inputs: as in `forward`.
-            targets: as in `forward`: such a task tells what they cost instead.
-        """
+        """Answer a batch (see `forward`) as a user gets it: blended with the linear model where that was better."""
         outputs = self(inputs, targets=targets)
         decoded = dict(outputs.decoded)
         summaries = self.summaries(inputs) if bool((self.share > 0).any()) else None

@@ -10,9 +10,9 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from polymodal.errors import DataError
-from polymodal.modalities.text.pieces import pieces
 from polymodal.nn.language.loading import load_language
 from polymodal.nn.language.model import Language
+from polymodal.nn.pieces import pieces
 from polymodal.nn.worded import WordEncoder, bag_of_words
 from polymodal.part import Modality, Reading
 from polymodal.reading import Field as FormField

@@ -16,11 +16,11 @@ from polymodal.errors import SpecError, suggest
 from polymodal.modalities.text.augment import TextAugmentation
 from polymodal.modalities.text.clean import clean, decode
 from polymodal.modalities.text.corrupt import corruptions
-from polymodal.modalities.text.pieces import pieces
 from polymodal.nn import hub
 from polymodal.nn.backbone import Backbone
 from polymodal.nn.bert import MINILM_WIDTH, BertBackbone, Subwords, minilm_tokenizer
 from polymodal.nn.blocks import TokenEncoder
+from polymodal.nn.pieces import pieces
 from polymodal.nn.segment import ENGLISH_STOP_WORDS, Cjk, split_words
 from polymodal.nn.weights import PACKAGED
 from polymodal.nn.worded import BAG, UNKNOWN, WordEncoder, bag_of_words
