@@ -116,7 +116,7 @@ def test_an_answer_costs_what_its_tokens_are_unlikely(language, packed, checkpoi
 
 
 def test_packing_and_computing_again_change_no_gradient(language, monkeypatch):
-    monkeypatch.setattr("polymodal.nn.language.losses.BIN", 12)
+    monkeypatch.setattr("polymodal.nn.language.losses.WINDOW", 12)
     answers = [torch.tensor(ids) for ids in ([3, 4, 5], [9], [7, 8, 2, 1])]
     found = []
     for packed in (False, True):

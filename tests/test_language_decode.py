@@ -125,8 +125,8 @@ def test_next_to_no_temperature_takes_the_likeliest(language, temperature):
 
 
 def test_any_seed_of_64_bits_is_one_of_its_own():
-    drawn = [Row.of(seed, 0).generator.initial_seed() for seed in (0, 1, 1 << 32, (1 << 32) + 1, (1 << 64) - 1)]
+    drawn = [Row.of(seed).generator.initial_seed() for seed in (0, 1, 1 << 32, (1 << 32) + 1, (1 << 64) - 1)]
     assert len(set(drawn)) == len(drawn)
-    assert Row.of(1, 0).generator.initial_seed() == drawn[1] != Row.of(1, 1).generator.initial_seed()
+    assert Row.of(1).generator.initial_seed() == drawn[1]
     with pytest.raises(ValueError, match="seed"):
         Decoding(temperature=1, seed=1 << 64)

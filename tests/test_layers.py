@@ -34,7 +34,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     ("nn.fuse", "nn.noise", "nn.align", "nn.adapt", "nn.bert", "nn.efficientnet", "nn.speech", "nn.race", "nn.runtime"),
     ("nn.trunk", "nn.hub", "nn.hog", "nn.named", "nn.quantise", "nn.worded"),
-    ("nn.average", "nn.language"),
+    ("nn.average", "nn.language", "nn.pieces"),
     ("part",),
     ("task",),
     ("settings",),

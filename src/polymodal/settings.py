@@ -191,7 +191,8 @@ class Training(Settings):
         clip: largest gradient norm; 0 turns clipping off.
         monitor: what is watched on the validation rows to stop early and to choose the epoch: ``loss``, or a score by
             its name (``macro_f1``), with several tasks by task (``label.macro_f1``).
-        patience: stop after this many epochs without a better value of it; 0 never stops early.
+        patience: stop after this many epochs without a better value of it, of the last stage where there are stages; 0
+            never stops early.
         averaging: decay per step of the running average of weights that is kept; 0 keeps the last weights.
         modality_dropout: chance that a present input of a row is hidden in a step (never the last one of a row).
         objective: how the losses of several tasks become one step. ``joint`` adds them with the tasks' weights;

@@ -20,7 +20,7 @@ from pydantic import (
 )
 
 from polymodal import fusions, modalities  # noqa: F401  (fills each kind's table, as tasks does)
-from polymodal.decoder.spoken import decoder_faults, speaks
+from polymodal.decoder.spoken import decoder_faults, speaks, unread
 from polymodal.errors import SpecError, suggest
 from polymodal.fusions import Concat
 from polymodal.part import Fusion, Modality, is_pretrained, summary_width
@@ -72,6 +72,7 @@ class Spec(Settings):
                 found[name] = task.within(inputs, len(outputs) == 1)
             except ValueError as error:
                 faults.append(f"{name}: {error}")
+        faults += [] if faults else unread(found, inputs)
         if faults:
             raise ValueError("\n".join(faults))
         return found

@@ -32,7 +32,6 @@ from polymodal.settings import Trained
 ESTIMATE_EPOCHS = 10
 """Epochs, at most, of the trainings by which gradient blending finds its weights."""
 
-
 WINDOW = 40
 """Steps whose rows are sorted by length together, where that matters."""
 
@@ -184,7 +183,8 @@ class Trainer:
         else:
             whole = losses.add({**factors, None: 1.0})
             assert whole is not None
-            whole.backward()
+            if whole.requires_grad:  # perhaps no row of this step has a target of what learns in this stage
+                whole.backward()
             self.ranks.sum_gradients(self.model)
         return float(weights @ losses.tasks) + losses.beside + self.objective.penalty
 
@@ -223,8 +223,9 @@ class Trainer:
     def _stalled(self) -> bool:
         if not self.plan.patience or self.valid is None or not self.history:
             return False
-        best = best_epoch(self.history, self.plan.monitor)
-        return len(self.history) - 1 - best.number >= self.plan.patience
+        first = self.epochs - self.plan.stages[-1].epochs if self.plan.stages else 0
+        best = max(best_epoch(self.history, self.plan.monitor).number, first)
+        return len(self.history) - 1 - best >= self.plan.patience
 
     def _save(self) -> None:
         if self.checkpoint is None or not self.ranks.first:

@@ -71,13 +71,12 @@ class DecoderHead(nn.Module):
         plan: of the decoder, its prompt known.
         dim: D.
         verbatim: inputs whose very words stand in the prompt.
-        seed: of the low-rank changes.
 
     Attributes:
         size: rows that go through the language model together where gradients are wanted; 0 for all.
     """
 
-    def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...], seed: int = 0) -> None:
+    def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...]) -> None:
         super().__init__()
         self.plan, self.verbatim, self.size = plan, frozenset(verbatim), 0
         language = plan.language().private()
@@ -86,7 +85,11 @@ class DecoderHead(nn.Module):
         norm = math.sqrt(language.width) * float(language.net.get_input_embeddings().weight.detach().float().std())
         self.projectors = Named({n: Projector(_kind(plan, n), dim, language.width, count, norm) for n in soft})
         if plan.adapt == "lora":
-            add_low_rank(language.net, plan.rank or RANK, ALPHA, seed)
+            seed = int(torch.randint(2**31, ()))
+            if not add_low_rank(language.net, plan.rank or RANK, ALPHA, seed):
+                raise SpecError(
+                    f"decoder.adapt must be all or none: {plan.pretrained!r} has no linear layers in its blocks."
+                )
         if plan.adapt == "all":
             language = language.with_net(copy.deepcopy(language.net).requires_grad_(True))
         learned = [p for p in language.net.parameters() if p.requires_grad]
@@ -116,10 +119,10 @@ class DecoderHead(nn.Module):
         return {"projector": list(self.projectors.parameters()), "language": list(self.changes.values())}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the language model, too."""
+        """Move the language model, too: what is frozen is shared, and stays where it is for the others."""
         super()._apply(fn, recurse)
-        for language in filter(None, (self._held.exact, self._held.fast)):
-            language.net._apply(fn)
+        fast = self._held.fast
+        self._held = Held(_moved(self._held.exact, fn), None if fast is None else _moved(fast, fn))
         return self
 
     def in_half(self, wanted: bool) -> None:
@@ -127,14 +130,15 @@ class DecoderHead(nn.Module):
         if self.plan.adapt != "all":
             self._held.fast = self._held.exact.in_half() if wanted else None
 
-    def prompts(self, fused: Fused) -> Masked:
+    def prompts(self, fused: Fused, room: int = 0) -> Masked:
         """What the language model is asked, as embeddings (B, L, W); real where there is something to read.
 
         Args:
             fused: with the inputs' tokens, and as ``given`` the words of those that are read word for word.
+            room: positions that are kept free; as many as an answer that is made may take, at least.
         """
         whole = _joined([self._words(self._before, fused), *self._asked(fused), self._words(self._after, fused)])
-        return self._fitting(whole)
+        return self._fitting(whole, room)
 
     def conversation(self, fused: Fused, other: Conversation) -> Masked:
         """What it is asked in a conversation, as embeddings (1, L, W).
@@ -170,8 +174,8 @@ class DecoderHead(nn.Module):
                 parts.append(self.projectors[piece.input](fused.tokens[piece.input]))
         return parts
 
-    def _fitting(self, whole: Masked) -> Masked:
-        return whole if self.plan.truncate == "error" else _newest(whole, self.language.context - self.room)
+    def _fitting(self, whole: Masked, room: int = 0) -> Masked:
+        return whole if self.plan.truncate == "error" else _newest(whole, self.language.context - max(self.room, room))
 
     @property
     def room(self) -> int:
@@ -189,6 +193,17 @@ def _copied(language: Language, memo: dict[int, Any]) -> Language:
     for tensor in (*language.net.parameters(), *language.net.buffers()):
         if not tensor.requires_grad:
             memo.setdefault(id(tensor), tensor)
+    return language.with_net(copy.deepcopy(language.net, memo))
+
+
+def _moved(language: Language, fn: Callable[[Tensor], Tensor]) -> Language:
+    """The same with other frozen tensors; those that are trained have been changed in place."""
+    memo = dict[int, Any]()
+    for tensor in (*language.net.parameters(), *language.net.buffers()):
+        new = tensor if tensor.requires_grad else fn(tensor.detach())
+        if isinstance(tensor, nn.Parameter) and not tensor.requires_grad:
+            new = tensor if new.data_ptr() == tensor.data_ptr() else nn.Parameter(new, requires_grad=False)
+        memo[id(tensor)] = new
     return language.with_net(copy.deepcopy(language.net, memo))
 
 

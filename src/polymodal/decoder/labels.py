@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from polymodal.decoder.head import DecoderHead
 from polymodal.decoder.settings import Decoder
 from polymodal.errors import SpecError
-from polymodal.nn.language.decode import TOGETHER
+from polymodal.nn.language.decode import TOGETHER, check_room
 from polymodal.nn.language.tree import Tree
 from polymodal.types import Fused, Masked
 
@@ -26,12 +26,20 @@ class LabelHead(DecoderHead):
         labels: the K texts.
 
     Raises:
-        SpecError: a label has no token, or two have the same.
+        SpecError: a label has no token or too many, or two have the same; answers are to be packed.
     """
 
     def __init__(self, plan: Decoder, dim: int, verbatim: tuple[str, ...], labels: Sequence[str]) -> None:
         super().__init__(plan, dim, verbatim)
+        if plan.packed:
+            raise SpecError("decoder.packed has no effect where classes are read. Leave it out.")
+        self.language.check_masks()
         self.tree = Tree(label_ids(self.language.vocabulary.ids, labels), self.language.vocabulary.end)
+        if self.tree.longest >= self.language.context:
+            raise SpecError(
+                f"classes must be shorter than the language model's context of {self.language.context} tokens, got one "
+                f"of {self.tree.longest}. Rename it."
+            )
 
     @property
     def room(self) -> int:
@@ -39,8 +47,13 @@ class LabelHead(DecoderHead):
         return self.tree.longest
 
     def forward(self, fused: Fused) -> Tensor:
-        """Score the labels; no target is needed to learn from the scores."""
+        """Score the labels; no target is needed to learn from the scores.
+
+        Raises:
+            DataError: a prompt leaves no room for the labels.
+        """
         prompts, learns = self.prompts(fused), torch.is_grad_enabled()
+        check_room(self.language, prompts, self.tree.longest)
         size = (self.size if learns else TOGETHER) or len(prompts)
         parts = list(zip(prompts.values.split(size), prompts.mask.split(size), strict=True))
         if not learns or not self.size:

@@ -9,6 +9,7 @@ from typing import Self
 from pydantic import Field
 
 from polymodal.decoder.settings import Decoder
+from polymodal.decoder.template import FUSED
 from polymodal.part import Modality
 from polymodal.settings import Stage, Trained, Training
 from polymodal.task import Task
@@ -35,6 +36,12 @@ class Spoken(Task):
         """The inputs in the prompt."""
         return () if self.decoder is None else self.decoder.inputs
 
+    @property
+    def soft(self) -> bool:
+        """Whether anything in the prompt is a soft token."""
+        known = {*self.verbatim, ""}
+        return self.decoder is not None and any(piece.input not in known for piece in self.decoder.pieces)
+
     def within(self, inputs: Mapping[str, Modality], alone: bool = True) -> Self:
         """A copy whose prompt is known."""
         if self.decoder is None:
@@ -50,6 +57,23 @@ class Spoken(Task):
 def speaks(task: Task) -> bool:
     """Whether a language model answers for a task."""
     return isinstance(task, Spoken) and task.decoder is not None
+
+
+def unread(tasks: Mapping[str, Task], inputs: Mapping[str, Modality]) -> list[str]:
+    """Inputs that nobody reads where language models answer for all tasks, a line each."""
+    seen = {
+        piece.input
+        for task in tasks.values()
+        if isinstance(task, Spoken) and task.decoder
+        for piece in task.decoder.pieces
+    }
+    if not all(map(speaks, tasks.values())) or FUSED in seen:
+        return []
+    return [
+        f"decoder.prompt of one of {list(tasks)} must have a place for {n!r}, got none."
+        for n in inputs
+        if n not in seen
+    ]
 
 
 def decoder_faults(plan: Training, tasks: Mapping[str, Task], finetuned: bool) -> list[str]:
@@ -77,6 +101,13 @@ def decoder_faults(plan: Training, tasks: Mapping[str, Task], finetuned: bool) -
         found.append(f"mixup cannot mix what a language model reads, got outputs.{spoken[0]}. Leave it out.")
     if plan.stages and plan.objective != "joint":
         found.append(f"stages must have objective joint, got {plan.objective}. Leave out one of them.")
+    if plan.stages and plan.balance in ("mmpareto", "gradient_blending"):
+        found.append(f"stages must be left out with balance {plan.balance}, or the balance changed.")
+    soft = any(task.soft for task in tasks.values() if isinstance(task, Spoken))
+    if spoken and not soft and any(stage.train == ("projector",) for stage in plan.stages):
+        found.append("stages must not train the projector alone where every input is read word for word.")
+    if spoken and not soft and not trained and len(spoken) == len(tasks):
+        found.append("decoder.adapt must not be none where every input is read word for word: nothing would learn.")
     return found
 
 

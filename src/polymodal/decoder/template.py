@@ -12,7 +12,7 @@ from polymodal.part import Modality
 FUSED = "fused"
 """Place of the one vector that the fusion makes of all inputs."""
 
-_PLACE = re.compile(r"<([A-Za-z_][\w.-]*)>")
+_PLACE = re.compile(r"<([^\W\d](?:[\w. -]*[\w.-])?)>")
 
 
 class Piece(NamedTuple):
@@ -54,6 +54,8 @@ def faults(template: str, inputs: Mapping[str, Modality], alone: bool) -> list[s
     known = [*inputs, FUSED]
     found = [f"prompt must name inputs among {known}, got <{n}>.{suggest(n, known)}" for n in named if n not in known]
     found += [f"prompt must have one place for each input, got <{n}> twice." for n in {*named} if named.count(n) > 1]
+    if FUSED in inputs:
+        found.append(f"prompt has its own meaning of <{FUSED}>, got an input of that name. Rename the input.")
     if not named:
         found.append(f"prompt must have a place for an input, as in <{next(iter(inputs))}>, got {template!r:.60}.")
     missing = [name for name in inputs if name not in named] if FUSED not in named else []

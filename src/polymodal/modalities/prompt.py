@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from polymodal.errors import DataError
 from polymodal.nn.language.loading import load_language
 from polymodal.nn.language.model import Language
+from polymodal.nn.language.vocabulary import BROKEN
 from polymodal.nn.pieces import pieces
 from polymodal.nn.worded import WordEncoder, bag_of_words
 from polymodal.part import Modality, Reading
@@ -66,8 +67,10 @@ class Prompt(Modality):
             return Reading(None, ("empty after cleaning",))
         facts = {"characters": float(len(text))}
         words = self.language.vocabulary
-        if len(text) > self.max_tokens and len(ids := words.ids(text)) > self.max_tokens:
-            return Reading(words.text(ids[: self.max_tokens]), (f"cut after {self.max_tokens} tokens",), facts)
+        if len(text.encode()) > self.max_tokens and len(ids := words.ids(text)) > self.max_tokens:
+            cut = words.text(ids[: self.max_tokens])
+            cut = cut if text.startswith(cut) else cut.rstrip(BROKEN)  # half of a character is none
+            return Reading(cut, (f"cut after {self.max_tokens} tokens",), facts)
         return Reading(text, (), facts)
 
     def length(self, value: str) -> int:

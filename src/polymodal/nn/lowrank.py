@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,29 +19,30 @@ class LowRankLinear(nn.Module):
     change is applied to what enters, so that no gradient of the whole weight is ever computed.
 
     Args:
-        base: the layer, shared with whoever else uses it.
+        base: the layer, shared with whoever else uses it; `nn.Linear`, or GPT-2's ``Conv1D``.
         rank: of the change.
         alpha: its scale, times 1 / rank.
         generator: of the first values.
     """
 
-    def __init__(self, base: nn.Linear, rank: int, alpha: float, generator: torch.Generator) -> None:
+    def __init__(self, base: Any, rank: int, alpha: float, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.scale = base, alpha / rank
-        rank, bound = min(rank, *base.weight.shape), 1 / math.sqrt(base.in_features)
-        down = torch.rand(rank, base.in_features, generator=generator) * 2 * bound - bound
-        self.down, self.up = nn.Parameter(down), nn.Parameter(torch.zeros(base.out_features, rank))
+        entering, leaving = base.weight.shape if _turned(base) else base.weight.shape[::-1]
+        rank, bound = min(rank, entering, leaving), 1 / math.sqrt(entering)
+        down = torch.rand(rank, entering, generator=generator) * 2 * bound - bound
+        self.down, self.up = nn.Parameter(down), nn.Parameter(torch.zeros(leaving, rank))
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply layer and change; the change is computed in the type of what enters."""
         change = functional.linear(functional.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
         return self.base(x) + self.scale * change
 
-    def merged(self) -> nn.Linear:
+    def merged(self) -> nn.Module:
         """A layer of its own, frozen, that does the same in one product."""
         layer = copy.deepcopy(self.base).requires_grad_(False)
         change = (self.scale * (self.up.float() @ self.down.float())).to(layer.weight.dtype)
-        layer.weight.data += change.detach()
+        layer.weight.data += (change.T if _turned(layer) else change).detach()
         return layer
 
 
@@ -67,7 +69,12 @@ def merge_low_rank(net: nn.Module) -> None:
         setattr(net.get_submodule(parent), own, layer.merged())
 
 
-def _linear(net: nn.Module, start: str) -> Iterator[tuple[str, nn.Linear]]:
+def _turned(layer: nn.Module) -> bool:
+    """Whether a layer is GPT-2's kind of linear one, whose weight is (in, out)."""
+    return type(layer).__name__ == "Conv1D"
+
+
+def _linear(net: nn.Module, start: str) -> Iterator[tuple[str, nn.Module]]:
     for name, module in net.named_modules():
-        if isinstance(module, nn.Linear) and name.startswith(f"{start}." if start else ""):
+        if (isinstance(module, nn.Linear) or _turned(module)) and name.startswith(f"{start}." if start else ""):
             yield name, module

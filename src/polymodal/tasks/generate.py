@@ -33,9 +33,9 @@ SHOWN = 12
 class Generate(Spoken):
     """Free text for each row. Target: a text, or a list of texts (perhaps as JSON) that are all right.
 
-    Raw output (B, 1 + L) float64: the log-probability of an answer, then its token ids, -1 behind its end. While the
-    model learns, and wherever a target is known, (B,): what the wanted answer costs in nats. Target (B, N) int64: token
-    ids, each right answer with an end token behind it; the first one is learned.
+    Raw output (B, 1 + L) float64: the log-probability of an answer, then its token ids, the end where it was reached,
+    -1 behind. While the model learns, and wherever a target is known, (B,): what the wanted answer costs in nats.
+    Target (B, N) int64: token ids, each right answer with an end token behind it; the first one is learned.
 
     Attributes:
         decoder: the language model, its prompt and what is trained of it.
@@ -128,13 +128,15 @@ class Generate(Spoken):
         rows = []
         for score, *ids in output.detach().cpu().tolist():
             real = [int(i) for i in ids if i != NOTHING]
-            text = stopped(self.vocabulary.text(real), self.decoding.stop)
+            said = [i for i in real if i not in self.vocabulary.ends]
+            text = stopped(self.vocabulary.text(said), self.decoding.stop)
             rows.append({"text": text, "probability": float(np.exp(score / max(1, len(real))))})
         return rows
 
     def wanted(self, output: Tensor) -> Masked:
         """What was said as targets, an end token behind each answer."""
         end = output.new_tensor([self.vocabulary.end])
+        output = output.masked_fill(output == end, NOTHING)
         return Masked.pad(
             [torch.cat([row[row != NOTHING], end]).long() for row in output[:, 1:]], output.new_zeros(()).long()
         )
@@ -184,6 +186,12 @@ class Generate(Spoken):
         return {"answers": [{"said": one, "right": right} for one, right in pairs]}
 
 
+def _number(value: float) -> str:
+    """A number as it is written; whole ones of a column with gaps without a point."""
+    whole = isinstance(value, float) and value.is_integer()
+    return str(int(value) if whole else value)
+
+
 def _texts(value: Any) -> list[str]:
     """The right answers that a cell holds.
 
@@ -192,11 +200,12 @@ def _texts(value: Any) -> list[str]:
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
         with suppress(ValueError):
-            value = json.loads(value)
+            listed = json.loads(value)
+            value = listed if all(isinstance(text, str) for text in listed) else value
     if isinstance(value, np.ndarray):
         value = value.tolist()
     texts = value if isinstance(value, list | tuple) else [value]
-    texts = [str(text) if isinstance(text, int | float) else text for text in texts]
+    texts = [_number(text) if isinstance(text, int | float) else text for text in texts]
     if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"target must be a text or a list of texts, got {value!r:.60}. Mend the cell.")
     return texts

@@ -65,12 +65,14 @@ class Said:
         text: what they say.
         score: sum of the log-probabilities of its tokens, of the end too where it was reached.
         reason: it came to an end, or to the most tokens.
+        ended: whether the end was an end token.
     """
 
     ids: tuple[int, ...]
     text: str
     score: float
     reason: Reason
+    ended: bool
 
 
 @dataclass(slots=True)
@@ -82,24 +84,26 @@ class Row:
         ids: tokens so far.
         score: log-probability so far.
         reason: why it ended; None while it goes on.
+        ended: whether that was an end token, whose log-probability is in the score.
     """
 
     generator: torch.Generator
     ids: list[int] = field(default_factory=list)
     score: float = 0.0
     reason: Reason | None = None
+    ended: bool = False
 
     @classmethod
-    def of(cls, seed: int, number: int) -> Row:
-        """The row of a number."""
-        digest = hashlib.sha256(f"{seed} {number}".encode()).digest()
+    def of(cls, seed: int) -> Row:
+        """A row of a seed, wherever it stands among others."""
+        digest = hashlib.sha256(str(seed).encode()).digest()
         return cls(torch.Generator().manual_seed(int.from_bytes(digest[:4])))  # of more, a CPU's would use as much
 
     def add(self, logs: Tensor, token: int, language: Language, how: Decoding) -> None:
         """Take a token in, of log-probabilities (V,), and see whether it is the last one."""
         self.score += float(logs[token])
         if token in language.vocabulary.ends:
-            self.reason = "stop"
+            self.reason, self.ended = "stop", True
             return
         self.ids.append(token)
         text = language.vocabulary.text(self.ids) if how.stop else ""
@@ -111,7 +115,7 @@ class Row:
     def said(self, language: Language, how: Decoding) -> Said:
         """The answer."""
         text = stopped(language.vocabulary.text(self.ids), how.stop)
-        return Said(tuple(self.ids), text, self.score, self.reason or "length")
+        return Said(tuple(self.ids), text, self.score, self.reason or "length", self.ended)
 
 
 def stopped(text: str, stop: Sequence[str]) -> str:
@@ -138,7 +142,7 @@ def say(language: Language, prompts: Masked, how: Decoding) -> list[Said]:
         if how.beams > 1:
             found.append(_search(language, left_padded(some), how))
         else:
-            found += _follow(language, left_padded(some), how, rows.tolist())
+            found += _follow(language, left_padded(some), how)
     return found
 
 
@@ -173,9 +177,9 @@ def choose(logits: Tensor, how: Decoding, row: Row) -> int:
     return int(order[torch.multinomial(kept, 1, generator=row.generator)])
 
 
-def _follow(language: Language, x: Masked, how: Decoding, numbers: Sequence[int]) -> list[Said]:
+def _follow(language: Language, x: Masked, how: Decoding) -> list[Said]:
     """Answers by the likeliest tokens or by sampling; rows that have ended leave the batch."""
-    rows = [Row.of(how.seed, number) for number in numbers]
+    rows = [Row.of(how.seed) for _ in range(len(x))]
     alive, real = torch.arange(len(rows), device=x.mask.device), x.mask
     step = language.step(x.values, real, positions(real))
     while True:
@@ -212,7 +216,7 @@ def _search(language: Language, x: Masked, how: Decoding) -> Said:
     arXiv:1609.08144, equation 14, with alpha 1 and without its constant).
     """
     step, real, device = language.step(x.values, x.mask, positions(x.mask)), x.mask, x.mask.device
-    scores, beams, ended = torch.zeros(1, device=device), [Row.of(0, 0)], list[Row]()
+    scores, beams, ended = torch.zeros(1, device=device), [Row.of(0)], list[Row]()
     for _ in range(how.tokens):
         total = scores[:, None] + step.logits.log_softmax(-1)
         best, places = total.flatten().topk(min(2 * how.beams, total.numel()))
@@ -239,4 +243,4 @@ def _search(language: Language, x: Masked, how: Decoding) -> Said:
 
 
 def _mean(row: Row) -> float:
-    return row.score / (len(row.ids) + (row.reason == "stop"))
+    return row.score / (len(row.ids) + row.ended)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from polymodal.disk import cache_folder, swap
 from polymodal.errors import BundleError, SpecError, suggest
@@ -83,6 +84,10 @@ def _hub(name: str) -> Language:
         missing = sorted(info["missing_keys"])[0]
         raise BundleError(f"{name}: weights must be complete, {missing} is missing. Choose another model.")
     found = _language(name, net, tokenizer)
+    if not _ignores_padding(found):
+        raise BundleError(
+            f"{name}: must leave out what is padding on the left, got a model that reads it. Choose another one."
+        )
     if not _looks_back_only(found):
         raise BundleError(f"{name}: must be a causal language model, got one that looks ahead. Choose another model.")
     return found
@@ -96,14 +101,36 @@ def _looks_back_only(language: Language) -> bool:
     return torch.allclose(short, long, atol=1e-3, rtol=1e-3)
 
 
+@torch.inference_mode()
+def _ignores_padding(language: Language) -> bool:
+    """Whether what stands masked before a text changes what a model says of it."""
+    values = language.embed(torch.arange(4)[None])
+    real = torch.tensor([[False, False, True, True]])
+    places = (real.cumsum(1) - 1).clamp(min=0)
+    padded = language.logits(values, real, places, torch.tensor([3]), False)
+    alone = language.logits(values[:, 2:], real[:, 2:], places[:, 2:], torch.tensor([1]), False)
+    return torch.allclose(padded, alone, atol=1e-3, rtol=1e-3)
+
+
 def _language(name: str, net: Any, tokenizer: Any) -> Language:
-    net = net.eval().requires_grad_(False)
+    net = _without_dropout(net.eval().requires_grad_(False))
     ends = getattr(net.generation_config, "eos_token_id", None)
     ends = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
     if not ends and tokenizer.eos_token_id is None:
         raise BundleError(f"{name}: must have a token that ends an answer, got none. Choose another model.")
     context = int(getattr(net.config, "max_position_embeddings", 0) or 2048)
     return Language(name, net, Vocabulary(tokenizer, ends), context, _digest(net, tokenizer))
+
+
+def _without_dropout(net: Any) -> Any:
+    """The same, which drops nothing in training mode either: layers that are computed again must give the same."""
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return net
 
 
 def _digest(net: Any, tokenizer: Any) -> str:

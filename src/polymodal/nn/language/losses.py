@@ -10,12 +10,9 @@ from torch.nn import functional
 
 from polymodal.errors import DataError
 from polymodal.nn.language.decode import positions
-from polymodal.nn.language.model import Language
+from polymodal.nn.language.model import WINDOW, Language
 from polymodal.nn.language.tree import left_padded
 from polymodal.types import Masked
-
-BIN = 1024
-"""Positions of several rows that are packed into one sequence."""
 
 
 def answer_loss(
@@ -48,7 +45,7 @@ def answer_loss(
         longest = int(prompts.mask[row].sum()) + len(ids)
         if longest > language.context:
             raise DataError(
-                f"row {row}: prompt and answer must fit a context of {language.context} tokens, got {longest}. Shorten "
+                f"row {row} of a batch: prompt and answer must fit a context of {language.context} tokens, got {longest}. Shorten "
                 "the inputs, or set the decoder's truncate to left."
             )
     if packed:
@@ -72,7 +69,7 @@ def _bins(prompts: Masked, answers: Sequence[Tensor]) -> Iterator[list[int]]:
     rows, used = list[int](), 0
     for row, ids in enumerate(answers):
         size = int(prompts.mask[row].sum()) + len(ids) - 1
-        if rows and used + size > BIN:
+        if rows and used + size > WINDOW:
             yield rows
             rows, used = [], 0
         rows.append(row)

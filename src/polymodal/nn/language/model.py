@@ -10,7 +10,11 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from polymodal.errors import SpecError
 from polymodal.nn.language.vocabulary import Vocabulary
+
+WINDOW = 1024
+"""Positions that a network must see where several texts stand in one sequence."""
 
 
 class Step(NamedTuple):
@@ -69,6 +73,29 @@ class Language:
         memo |= {id(buffer): buffer for buffer in net.buffers()}
         return self.with_net(copy.deepcopy(net, memo))
 
+    def check_masks(self) -> None:
+        """Refuse a network that cannot be told which position sees which, as packing and reading classes need it.
+
+        Raises:
+            SpecError: it cannot, or it sees fewer positions than are packed.
+        """
+        config = self.net.config.get_text_config()
+        window = getattr(config, "sliding_window", None)
+        if window and getattr(config, "use_sliding_window", True) and window < WINDOW:
+            raise SpecError(f"{self.name}: must see {WINDOW} positions or more to be packed or to read classes, "
+                            f"got a window of {window}. Choose another model.")  # fmt: skip
+        values, places = self.embed(torch.arange(4)[None]), torch.arange(4)[None]
+        seen = torch.ones(1, 4, 4, dtype=torch.bool)
+        with torch.no_grad():
+            plain = self.logits(values, seen[:, 0], places, places[0], False)
+            try:
+                masked = self.logits(values, seen.tril(), places, places[0], False)
+            except (RuntimeError, ValueError, TypeError, IndexError):
+                masked = None
+        if masked is None or not torch.allclose(plain, masked, atol=1e-3, rtol=1e-3):
+            raise SpecError(f"{self.name}: must take a mask of which position sees which to be packed or to read "
+                            "classes. Choose another model.")  # fmt: skip
+
     def logits(self, values: Tensor, seen: Tensor, positions: Tensor, keep: Tensor, checkpointing: bool) -> Tensor:
         """Logits (B, len(keep), V) at some places, with gradient.
 
@@ -84,6 +111,7 @@ class Language:
         if seen.ndim == 3:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill(~seen, torch.finfo(dtype).min)
             mask = mask[:, None]
+        checkpointing = checkpointing and torch.is_grad_enabled()
         if checkpointing:
             _spoken(net, "enable")({"use_reentrant": False})
         net.train(checkpointing)  # layers are computed again only in training mode

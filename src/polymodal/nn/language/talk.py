@@ -106,7 +106,7 @@ class Talk:
             raise SpecError(f"beams must be 1 where answers are streamed, got {how.beams}. Leave them out.")
         check_room(self.language, Masked(prompt[None], _real(prompt)), how.tokens)
         self._last += 1
-        answer = _Answer(self._last, how, Row.of(how.seed, 0), Spelling(self.language.vocabulary))
+        answer = _Answer(self._last, how, Row.of(how.seed), Spelling(self.language.vocabulary))
         self._waiting.append((answer, prompt))
         return self._last
 

@@ -34,7 +34,7 @@ class Vocabulary:
         self._plain.no_truncation()
         self._framed = copy.deepcopy(self._plain)
         self._plain.encode_special_tokens = True  # what a user writes is never taken for a special token
-        self.end = int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends[0])
+        self.end = self._closing(int(tokenizer.eos_token_id if tokenizer.eos_token_id is not None else ends[0]))
         self.ends = frozenset({self.end, *ends})
         self.pad = int(self.end if tokenizer.pad_token_id is None else tokenizer.pad_token_id)
 
@@ -60,24 +60,37 @@ class Vocabulary:
         first = self._tokenizer.bos_token_id
         return [self.end if first is None else int(first)], []  # something is always read, also where all is absent
 
+    def _closing(self, usual: int) -> int:
+        """The token that the chat template has behind an answer, if that is a special one."""
+        if not self.talks:
+            return usual
+        try:
+            said = [("user", None), ("assistant", None)]
+            behind = self.frames(said, goes_on=False)[-1]
+        except SpecError:  # it takes no answers
+            return usual
+        special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}
+        return behind[0] if behind and behind[0] in special else usual
+
     @property
     def talks(self) -> bool:
         """Whether there is a chat template."""
         return bool(self._tokenizer.chat_template)
 
-    def frames(self, messages: Sequence[tuple[str, str | None]]) -> list[list[int]]:
+    def frames(self, messages: Sequence[tuple[str, str | None]], goes_on: bool = True) -> list[list[int]]:
         """Token ids that the chat template has before, between and behind messages.
 
         Args:
             messages: role and content of each; None for one that is laid between the ids, of which there is one stretch
                 more than of those.
+            goes_on: whether the beginning of an answer stands behind them.
 
         Raises:
             SpecError: the template refuses such messages, or does not say each once.
         """
         asked = [{"role": role, "content": MARK if content is None else content} for role, content in messages]
         try:
-            framed = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            framed = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=goes_on)
         except Exception as error:  # noqa: BLE001  (what a template raises is its own)
             raise SpecError(f"the chat template must take {[role for role, _ in messages]}: {error}") from None
         stretches = framed.split(MARK)
