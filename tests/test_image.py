@@ -596,3 +596,8 @@ def test_a_jpeg_of_many_scans_is_refused_before_it_is_decoded():
                 decode.decode(content, 10_000)
         else:
             assert decode.decode(content, 10_000).pixels.shape == (64, 64, 3)
+
+
+def test_a_grid_that_does_not_fit_the_size_is_told_as_a_fault_of_the_spec():
+    with pytest.raises(SpecError, match="image: size must be at least 112"):
+        Image(backbone="none", grid=7).fit([])

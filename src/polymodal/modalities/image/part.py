@@ -8,11 +8,11 @@ from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, ValidationError, field_validator, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
-from polymodal.errors import suggest
+from polymodal.errors import SpecError, suggest
 from polymodal.modalities.image.augment import ImageAugmentation
 from polymodal.modalities.image.clean import equalise, median, unify
 from polymodal.modalities.image.corrupt import corruptions
@@ -140,10 +140,18 @@ class Image(Modality):
         return Reading(x, image.repairs, {"width": float(image.width), "height": float(image.height)})
 
     def fit(self, values: Iterable[Any | None]) -> Self:
-        """Name the backbone, size and grid. Reads no value."""
+        """Name the backbone, size and grid. Reads no value.
+
+        Raises:
+            SpecError: they do not fit one another.
+        """
         grid = self.cells if self.gridded else None
         named = {"backbone": self.name, "size": self.side, "grid": grid}
-        return type(self).model_validate(self.model_dump() | named)
+        try:
+            return type(self).model_validate(self.model_dump() | named)
+        except ValidationError as error:
+            told = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise SpecError(f"image: {told}") from None
 
     @property
     def augments(self) -> bool:

@@ -45,8 +45,8 @@ def answer_loss(
         longest = int(prompts.mask[row].sum()) + len(ids)
         if longest > language.context:
             raise DataError(
-                f"row {row} of a batch: prompt and answer must fit a context of {language.context} tokens, got {longest}. Shorten "
-                "the inputs, or set the decoder's truncate to left."
+                f"row {row} of a batch: prompt and answer must fit a context of {language.context} tokens, got "
+                f"{longest}. Shorten the inputs, or set the decoder's truncate to left."
             )
     if packed:
         parts = [_packed(language, prompts, answers, rows, checkpointing) for rows in _bins(prompts, answers)]
