@@ -85,7 +85,7 @@ class DecoderHead(nn.Module):
         norm = math.sqrt(language.width) * float(language.net.get_input_embeddings().weight.detach().float().std())
         self.projectors = Named({n: Projector(_kind(plan, n), dim, language.width, count, norm) for n in soft})
         if plan.adapt == "lora":
-            seed = int(torch.randint(2**31, ()))
+            seed = torch.initial_seed() % 2**63  # of whoever makes the model
             if not add_low_rank(language.net, plan.rank or RANK, ALPHA, seed):
                 raise SpecError(
                     f"decoder.adapt must be all or none: {plan.pretrained!r} has no linear layers in its blocks."
