@@ -1,5 +1,7 @@
 """What was read of a prompt is read once."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -81,3 +83,11 @@ def test_a_prompt_that_goes_on_takes_the_place_of_its_beginning(language):
     for row in (short, longer):
         list(stream(language, row, GREEDY, memory))
     assert [memory.recall(row)[0] for row in (short, longer)] == [8, 12]
+
+
+def test_several_threads_remember_in_one_place(language):
+    asked, memory = [*alike(language), *prompts(language, 7, 12)], Memory(20)
+    alone = [say(language, batch([row]), GREEDY)[0].text for row in asked]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda row: "".join(stream(language, row, GREEDY, memory)), asked * 8))
+    assert found == alone * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,16 +37,19 @@ class Memory:
     def __init__(self, most: int = REMEMBERED) -> None:
         self.most = most
         self._known: list[_Known] = []  # the last one was used last
+        self._lock = threading.Lock()  # several threads may talk with one model
 
     def recall(self, prompt: Tensor) -> tuple[int, Any]:
         """A new cache that begins with what is known of a prompt (L, W), and how many positions that are, below L."""
-        cache, shared = growing_cache(), [_shared(one.prompt, prompt) for one in self._known]
-        count = min(max(shared, default=0), len(prompt) - 1)
-        if count < 1:
-            return 0, cache
-        place = max(range(len(shared)), key=shared.__getitem__)
-        self._known.append(self._known.pop(place))
-        for number, (keys, values) in enumerate(self._known[-1].layers):
+        cache = growing_cache()
+        with self._lock:
+            shared = [_shared(one.prompt, prompt) for one in self._known]
+            count = min(max(shared, default=0), len(prompt) - 1)
+            if count < 1:
+                return 0, cache
+            known = self._known.pop(max(range(len(shared)), key=shared.__getitem__))
+            self._known.append(known)
+        for number, (keys, values) in enumerate(known.layers):
             cache.update(keys[:, :, :count], values[:, :, :count], number)
         return count, cache
 
@@ -54,11 +58,12 @@ class Memory:
         size = len(prompt)
         if size > self.most:
             return
-        self._known = [one for one in self._known if _shared(one.prompt, prompt) < len(one.prompt)]
-        while sum(len(one.prompt) for one in self._known) + size > self.most:
-            self._known.pop(0)
         layers = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
-        self._known.append(_Known(prompt.clone(), layers))
+        with self._lock:
+            self._known = [one for one in self._known if _shared(one.prompt, prompt) < len(one.prompt)]
+            while sum(len(one.prompt) for one in self._known) + size > self.most:
+                self._known.pop(0)
+            self._known.append(_Known(prompt.clone(), layers))
 
 
 def _shared(one: Tensor, other: Tensor) -> int:
